@@ -1,0 +1,86 @@
+//! Who is calling: what a valid token says.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base::{DomainId, ProjectId, Result, Timestamp, UserId};
+use serde::{Deserialize, Serialize};
+
+/// What a token gives access to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Proves who the user is, nothing more.
+    Unscoped,
+    /// One project.
+    Project {
+        /// The project.
+        id: ProjectId,
+        /// Its name.
+        name: String,
+        /// The domain the project is in.
+        domain_id: DomainId,
+        /// That domain's name.
+        domain_name: String,
+    },
+    /// One domain.
+    Domain {
+        /// The domain.
+        id: DomainId,
+        /// Its name.
+        name: String,
+    },
+    /// The whole cloud (`system: all`).
+    System,
+}
+
+/// A validated token. Only an [`Authenticator`] makes one for a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthContext {
+    /// The user.
+    pub user_id: UserId,
+    /// The user's name.
+    pub user_name: String,
+    /// The domain the user is in.
+    pub user_domain_id: DomainId,
+    /// That domain's name.
+    pub user_domain_name: String,
+    /// What the token is for.
+    pub scope: Scope,
+    /// Role names, implied roles included, lower-case, sorted.
+    pub roles: Vec<String>,
+    /// Whether the scope is the administrators' project (then `admin` is cloud-wide; Keystone's `is_admin_project`).
+    pub is_admin_project: bool,
+    /// When the token ends.
+    pub expires_at: Timestamp,
+    /// When it was issued.
+    pub issued_at: Timestamp,
+    /// Authentication methods, e.g. `["password"]`.
+    pub methods: Vec<String>,
+    /// The token's audit id.
+    pub audit_id: String,
+}
+
+impl AuthContext {
+    /// The project of a project-scoped token.
+    pub fn project_id(&self) -> Option<&ProjectId> {
+        match &self.scope {
+            Scope::Project { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Whether the token carries `role`.
+    pub fn has_role(&self, role: &str) -> bool {
+        self.roles.iter().any(|r| r == role)
+    }
+}
+
+/// Turns the text of `X-Auth-Token` into who is calling. Implemented by the identity service (in-process) and by a
+/// remote client of any Keystone.
+#[async_trait]
+pub trait Authenticator: Send + Sync {
+    /// # Errors
+    /// `Unauthenticated` where the token is malformed, forged, expired or revoked.
+    async fn authenticate(&self, token: &str) -> Result<Arc<AuthContext>>;
+}

@@ -1,0 +1,368 @@
+//! What one service may ask of another. The caller chooses ids first and writes them into its own resource; then a
+//! reconcile step asks. Asking twice is harmless. `ensure_*` answers the present state; a permanent refusal (bad
+//! input, no such network, over quota) is an error of its kind, which the caller puts on its own resource.
+//!
+//! Methods that take `&AuthContext` answer as that caller would be answered over HTTP (404 for what it may not see);
+//! methods without one are between services.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use base::net::IpNet;
+use base::{
+    AttachmentId, HostId, ImageId, MacAddr, NetworkId, PortId, ProjectId, ResourceProviderId, Result, SecurityGroupId,
+    ServerId, SnapshotId, SubnetId, UserId, VolumeId,
+};
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+
+use crate::auth::AuthContext;
+use crate::host::{HostReport, HostSpec, MetadataPort, NicSpec};
+
+/// An image as other services see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageInfo {
+    /// The image.
+    pub id: ImageId,
+    /// Name.
+    pub name: String,
+    /// `queued`, `saving`, `active`, `deactivated`, `deleted`.
+    pub status: String,
+    /// Owner.
+    pub owner: Option<ProjectId>,
+    /// Probed format of the stored bytes: `qcow2`, `raw`, …
+    pub disk_format: String,
+    /// `bare` etc.
+    pub container_format: String,
+    /// Length in bytes.
+    pub size: u64,
+    /// Size of the disk inside, in bytes.
+    pub virtual_size: u64,
+    /// Smallest disk in GiB.
+    pub min_disk_gib: u64,
+    /// Smallest RAM in MiB.
+    pub min_ram_mib: u64,
+    /// SHA-512 of the bytes, hex.
+    pub sha512: String,
+    /// Custom properties (`hw_*`, `os_*`, …).
+    pub properties: BTreeMap<String, String>,
+}
+
+/// The image service.
+#[async_trait]
+pub trait Images: Send + Sync {
+    /// As the caller may see it.
+    async fn get(&self, auth: &AuthContext, id: ImageId) -> Result<ImageInfo>;
+    /// Between services.
+    async fn describe(&self, id: ImageId) -> Result<ImageInfo>;
+    /// The bytes from `offset`.
+    async fn read(&self, id: ImageId, offset: u64) -> Result<BoxStream<'static, Result<Bytes>>>;
+    /// Path of the stored bytes where they are a file on this machine (read-only for everyone else).
+    async fn local_path(&self, id: ImageId) -> Result<Option<std::path::PathBuf>>;
+}
+
+/// Amount of one resource class at a provider.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Total.
+    pub total: u64,
+    /// Kept back.
+    pub reserved: u64,
+    /// Factor by which `total - reserved` may be promised.
+    pub allocation_ratio: f64,
+    /// Largest single allocation.
+    pub max_unit: u64,
+}
+
+/// A provider that could carry a request, with what it has and what is used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The provider.
+    pub provider: ResourceProviderId,
+    /// Its name (host name).
+    pub name: String,
+    /// Inventories by resource class (`VCPU`, `MEMORY_MB`, `DISK_GB`).
+    pub inventories: BTreeMap<String, Inventory>,
+    /// Used by resource class.
+    pub used: BTreeMap<String, u64>,
+}
+
+/// The placement service.
+#[async_trait]
+pub trait Placement: Send + Sync {
+    /// Makes the provider exist with exactly these inventories and traits. Never below what is allocated.
+    async fn ensure_provider(
+        &self,
+        id: ResourceProviderId,
+        name: &str,
+        inventories: &BTreeMap<String, Inventory>,
+        traits: &[String],
+    ) -> Result<()>;
+    /// Providers with room for `resources` that have all `required` and none of the `forbidden` traits.
+    async fn candidates(
+        &self,
+        resources: &BTreeMap<String, u64>,
+        required: &[String],
+        forbidden: &[String],
+    ) -> Result<Vec<Candidate>>;
+    /// Claims; `Conflict` where there is no room. The same claim again is success.
+    async fn allocate(
+        &self,
+        consumer: ServerId,
+        project: &ProjectId,
+        user: &UserId,
+        provider: ResourceProviderId,
+        resources: &BTreeMap<String, u64>,
+    ) -> Result<()>;
+    /// Gives back all of a consumer's allocations.
+    async fn deallocate(&self, consumer: ServerId) -> Result<()>;
+    /// Used and total by resource class of a provider.
+    async fn usage(&self, provider: ResourceProviderId) -> Result<BTreeMap<String, u64>>;
+}
+
+/// A network as compute sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NetworkInfo {
+    /// The network.
+    pub id: NetworkId,
+    /// Name (key in a server's `addresses`).
+    pub name: String,
+    /// Owner.
+    pub project_id: ProjectId,
+    /// Whether other projects may use it.
+    pub shared: bool,
+    /// `router:external`.
+    pub external: bool,
+    /// Its subnets.
+    pub subnets: Vec<SubnetId>,
+    /// `port_security_enabled`.
+    pub port_security: bool,
+}
+
+/// A port as compute sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PortInfo {
+    /// The port.
+    pub id: PortId,
+    /// Its network.
+    pub network_id: NetworkId,
+    /// That network's name.
+    pub network_name: String,
+    /// Owner.
+    pub project_id: ProjectId,
+    /// `ACTIVE`, `DOWN`, `BUILD`.
+    pub status: String,
+    /// MAC.
+    pub mac: MacAddr,
+    /// MTU of the network.
+    pub mtu: u32,
+    /// Fixed addresses.
+    pub fixed_ips: Vec<FixedIpInfo>,
+    /// `(fixed, floating)` address pairs.
+    pub floating_ips: Vec<(IpAddr, IpAddr)>,
+    /// Server it belongs to; empty if free.
+    pub device_id: String,
+    /// Host name it is bound to.
+    pub host: Option<String>,
+    /// Security groups: id and name.
+    pub security_groups: Vec<(SecurityGroupId, String)>,
+    /// Metadata localport of its network.
+    pub metadata_port: Option<MetadataPort>,
+}
+
+/// A fixed address with what the guest's `network_data.json` needs of its subnet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FixedIpInfo {
+    /// The subnet.
+    pub subnet_id: SubnetId,
+    /// The address.
+    pub ip: IpAddr,
+    /// The subnet's prefix.
+    pub cidr: IpNet,
+    /// The subnet's gateway.
+    pub gateway: Option<IpAddr>,
+    /// Name servers.
+    pub dns_servers: Vec<IpAddr>,
+    /// Whether the guest gets it by DHCP.
+    pub dhcp: bool,
+    /// Host routes.
+    pub host_routes: Vec<(IpNet, IpAddr)>,
+}
+
+impl PortInfo {
+    /// The NIC as the host needs it.
+    pub fn nic(&self) -> NicSpec {
+        NicSpec {
+            port: self.id,
+            network: self.network_id,
+            mac: self.mac,
+            mtu: self.mtu,
+            fixed_ips: self.fixed_ips.iter().map(|f| f.ip).collect(),
+            metadata_port: self.metadata_port.clone(),
+        }
+    }
+}
+
+/// A port to be made for a server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PortRequest {
+    /// Chosen by the caller.
+    pub id: PortId,
+    /// On which network.
+    pub network_id: NetworkId,
+    /// Owner.
+    pub project_id: ProjectId,
+    /// Display name.
+    pub name: String,
+    /// A wanted fixed address.
+    pub fixed_ip: Option<IpAddr>,
+    /// Groups; empty = the project's `default` group.
+    pub security_groups: Vec<SecurityGroupId>,
+    /// The server.
+    pub device_id: String,
+    /// `compute:<availability zone>`.
+    pub device_owner: String,
+    /// DNS name (the server's host name).
+    pub dns_name: String,
+}
+
+/// The network service.
+#[async_trait]
+pub trait Networks: Send + Sync {
+    /// Networks on which the caller may put servers (own and shared, not external).
+    async fn available(&self, auth: &AuthContext) -> Result<Vec<NetworkInfo>>;
+    /// One network as the caller may see it.
+    async fn network(&self, auth: &AuthContext, id: NetworkId) -> Result<NetworkInfo>;
+    /// One port as the caller may see it.
+    async fn port(&self, auth: &AuthContext, id: PortId) -> Result<PortInfo>;
+    /// Names or ids of the caller's security groups to ids; `BadRequest` names the missing one.
+    async fn security_groups(&self, auth: &AuthContext, names: &[String]) -> Result<Vec<SecurityGroupId>>;
+    /// Makes the port exist (address allocated, quota claimed). Idempotent by id.
+    async fn ensure_port(&self, request: &PortRequest) -> Result<PortInfo>;
+    /// Claims an existing free port for a device; `Conflict` if another has it. Idempotent.
+    async fn claim_port(&self, port: PortId, device_id: &str, device_owner: &str) -> Result<PortInfo>;
+    /// Binds to a host by name (`None` unbinds).
+    async fn bind_port(&self, port: PortId, host: Option<&str>) -> Result<()>;
+    /// Frees a claimed port (clears device and binding); missing is success.
+    async fn release_port(&self, port: PortId, device_id: &str) -> Result<()>;
+    /// Deletes a port; missing is success.
+    async fn delete_port(&self, port: PortId) -> Result<()>;
+    /// Ports by device id, for many devices in one question.
+    async fn ports_of(&self, devices: &[String]) -> Result<BTreeMap<String, Vec<PortInfo>>>;
+    /// Adds (`true`) or removes a security group on all ports of a device.
+    async fn set_security_group(&self, auth: &AuthContext, device_id: &str, group: &str, present: bool) -> Result<()>;
+}
+
+/// A volume as compute sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// The volume.
+    pub id: VolumeId,
+    /// Owner.
+    pub project_id: ProjectId,
+    /// `creating`, `available`, `reserved`, `attaching`, `in-use`, `detaching`, `error`, …
+    pub status: String,
+    /// Size in GiB.
+    pub size_gib: u64,
+    /// Whether a server can boot from it.
+    pub bootable: bool,
+    /// May be attached to more than one server.
+    pub multiattach: bool,
+    /// Host that stores it, once decided.
+    pub host: Option<HostId>,
+    /// Properties of the image it was made from.
+    pub image_metadata: BTreeMap<String, String>,
+    /// The image it was made from.
+    pub image_id: Option<ImageId>,
+    /// Attachments: attachment, server, device.
+    pub attachments: Vec<(AttachmentId, ServerId, String)>,
+}
+
+/// Where a volume to be made for a server comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeOrigin {
+    /// Empty.
+    Blank,
+    /// From an image.
+    Image(ImageId),
+    /// From a snapshot.
+    Snapshot(SnapshotId),
+}
+
+/// A volume to be made for a server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VolumeRequest {
+    /// Chosen by the caller.
+    pub id: VolumeId,
+    /// Owner.
+    pub project_id: ProjectId,
+    /// Creator.
+    pub user_id: UserId,
+    /// Display name.
+    pub name: String,
+    /// Size in GiB.
+    pub size_gib: u64,
+    /// Content.
+    pub origin: VolumeOrigin,
+    /// Volume type name or id; `None` = the default.
+    pub volume_type: Option<String>,
+    /// Host that must store it (where the server was scheduled).
+    pub host: Option<HostId>,
+}
+
+/// The block storage service.
+#[async_trait]
+pub trait Volumes: Send + Sync {
+    /// As the caller may see it.
+    async fn get(&self, auth: &AuthContext, id: VolumeId) -> Result<VolumeInfo>;
+    /// A snapshot as the caller may see it: its volume and size in GiB.
+    async fn snapshot(&self, auth: &AuthContext, id: SnapshotId) -> Result<(VolumeId, u64)>;
+    /// Between services.
+    async fn describe(&self, id: VolumeId) -> Result<VolumeInfo>;
+    /// Makes the volume exist (quota claimed); poll `describe` for `available`. Idempotent by id.
+    async fn ensure_volume(&self, request: &VolumeRequest) -> Result<VolumeInfo>;
+    /// Claims the volume for a server (`reserved`); `Conflict`/`BadRequest` where its status forbids it. Idempotent by attachment id.
+    async fn reserve(&self, volume: VolumeId, attachment: AttachmentId, server: ServerId) -> Result<()>;
+    /// Tells that the host attached it (`in-use`) as `device`. Idempotent.
+    async fn attached(&self, volume: VolumeId, attachment: AttachmentId, device: &str, host: HostId) -> Result<()>;
+    /// Tells that the claim is over (`available` when the last one ends). Idempotent; missing is success.
+    async fn detached(&self, volume: VolumeId, attachment: AttachmentId) -> Result<()>;
+    /// Deletes (delete-on-termination); missing is success.
+    async fn delete(&self, volume: VolumeId) -> Result<()>;
+}
+
+/// One service's part of a host's spec and report. The agent endpoint (in compute) calls every part in turn.
+#[async_trait]
+pub trait HostPart: Send + Sync {
+    /// Adds this service's desired objects of `host` to `spec`.
+    async fn contribute(&self, host: HostId, spec: &mut HostSpec) -> Result<()>;
+    /// Takes what the host says. Must be cheap when nothing changed: it comes every 30 s from every host.
+    async fn report(&self, report: &HostReport) -> Result<()>;
+}
+
+/// A hint that the desired state of hosts changed, so that specs are folded again. Implemented by compute.
+pub trait HostNudge: Send + Sync {
+    /// The spec of this host may have changed.
+    fn host_changed(&self, host: HostId);
+    /// The metadata of this server may have changed (a floating IP, a security group).
+    fn device_changed(&self, device_id: &str);
+}
+
+/// Questions to a live host that are not desired state. Implemented by the agent (in-process) or its remote client.
+#[async_trait]
+pub trait HostAccess: Send + Sync {
+    /// The last `length` lines of a server's serial console.
+    async fn console_log(&self, host: HostId, server: ServerId, length: Option<usize>) -> Result<String>;
+}
+
+/// The control plane as an agent sees it. Implemented by compute (in-process) and by an HTTPS client.
+#[async_trait]
+pub trait ControlPlane: Send + Sync {
+    /// Waits until there is a spec with a generation above `after` (at most about 30 s), else `None`.
+    async fn spec(&self, host: HostId, after: u64) -> Result<Option<HostSpec>>;
+    /// Hands in a report; also registers an unknown host.
+    async fn report(&self, report: HostReport) -> Result<()>;
+}
