@@ -1,0 +1,1 @@
+//! agent: not built yet.

@@ -1,0 +1,2 @@
+//! allod: not built yet.
+fn main() {}

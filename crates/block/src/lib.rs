@@ -1,0 +1,1 @@
+//! block: not built yet.

@@ -1,0 +1,1 @@
+//! imagebuild: not built yet.

@@ -1,0 +1,1 @@
+//! ovn: not built yet.

@@ -1,0 +1,1 @@
+//! placement: not built yet.

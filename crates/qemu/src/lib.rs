@@ -1,0 +1,1 @@
+//! qemu: not built yet.
