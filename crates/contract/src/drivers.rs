@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use base::{PortId, Result, ServerId, SnapshotId, VolumeId};
 use tokio::sync::broadcast;
 
-use crate::host::{HostCapacity, ImageRef, MetadataPort, NicSpec, PowerObserved, ServerSpec, SnapshotSpec, VolumeSpec};
+use crate::host::{
+    HostCapacity, ImageRef, MetadataPort, NicSpec, PowerObserved, ServerSpec, SnapshotSpec, VolumeSpec,
+};
 
 /// A guest as a hypervisor finds it.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +46,8 @@ pub struct GuestPlan {
     pub images: Vec<Option<PathBuf>>,
     /// Tap device names, one per NIC, same order.
     pub taps: Vec<String>,
-    /// ISO 9660 image with label `config-2`, if the server has a config drive.
+    /// VFAT filesystem image (512-byte sectors) with label `config-2`, if the server has a config drive; attach it as a
+    /// read-only disk, never as a CD-ROM (2048-byte sectors cannot carry it).
     pub config_drive: Option<Vec<u8>>,
 }
 
@@ -70,6 +73,21 @@ pub trait Hypervisor: Send + Sync {
 
     /// Hints that a guest changed by itself.
     fn events(&self) -> broadcast::Receiver<ServerId>;
+}
+
+/// Work on volumes that running guests have open, which only their hypervisor can do. A storage driver that keeps
+/// volumes as files asks this first; without it such work is refused, because a copy made behind a guest is torn.
+#[async_trait]
+pub trait LiveDisks: Send + Sync {
+    /// Whether a guest process has the volume open.
+    async fn in_use(&self, id: VolumeId) -> Result<bool>;
+
+    /// Copies the volume's content of one moment into `target`: an existing, empty disk of the same virtual size that
+    /// the hypervisor's user may write. Returns when the copy is whole and flushed; on error the caller deletes it.
+    async fn copy(&self, id: VolumeId, target: &BlockDevice) -> Result<()>;
+
+    /// Grows the volume and the guest's device to `bytes`.
+    async fn grow(&self, id: VolumeId, bytes: u64) -> Result<()>;
 }
 
 /// Stores volumes: `block`, `sim`.
@@ -131,7 +149,7 @@ pub trait HostNetwork: Send + Sync {
 /// Brings image bytes to a host: from the local image store, or over HTTPS from the server.
 #[async_trait]
 pub trait ImageSource: Send + Sync {
-    /// Makes a local file with the image's bytes and answers its path; the caller verifies the hash. May be a
-    /// path inside the image store itself where that is on this machine (then it must never be written to).
+    /// Makes a local file under `into` with the image's bytes, verified against its hash, and answers its path. The
+    /// same image again answers the same file without reading it anew.
     async fn fetch(&self, image: &ImageRef, into: &std::path::Path) -> Result<PathBuf>;
 }
