@@ -1,1 +1,222 @@
-//! agent: not built yet.
+//! The agent: makes one host as its [`HostSpec`] says, and says what it found.
+//!
+//! Three loops around one ledger. *Spec*: long-polls the control plane, writes what it accepts to disk before acting on
+//! it. *Converge*: compares the ledger with what the drivers observe and works on each object by itself, so that a slow
+//! one holds up no other. *Report*: sends what is, on change and every 30 s.
+//!
+//! Invariant: it runs with the control plane down, for as long as it takes; it never acts on a spec older than the
+//! ledger's; and it removes nothing before it holds a spec.
+//!
+//! Start reading at [`plan::plan`] (pure: what to do next), then [`Agent::run`].
+
+pub mod configdrive;
+mod converge;
+pub mod images;
+pub mod ledger;
+pub mod metadata;
+pub mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base::{Clock, HostId, Result, ServerId, Timestamp};
+use contract::drivers::{BlockStorage, HostNetwork, Hypervisor, ImageSource};
+use contract::host::{HostCapacity, HostReport, HostSpec};
+use contract::services::{ControlPlane, HostAccess};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use crate::ledger::Ledger;
+use crate::plan::{Key, Known};
+
+/// How often everything is looked at anew without being asked.
+const SWEEP: Duration = Duration::from_secs(10);
+/// How often a report is sent when nothing changes.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Objects worked on at the same time.
+const PARALLEL: usize = 16;
+
+/// What an agent is made of.
+pub struct Config {
+    /// The host's id; stable over restarts.
+    pub host: HostId,
+    /// Directory for the ledger and the image cache.
+    pub state_dir: PathBuf,
+    /// Identifies this boot of the machine: guests that ran are started again after a reboot of the host.
+    pub boot_id: String,
+}
+
+/// The drivers of a host.
+#[derive(Clone)]
+pub struct Drivers {
+    /// Runs guests.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Stores volumes.
+    pub storage: Arc<dyn BlockStorage>,
+    /// Plugs ports.
+    pub network: Arc<dyn HostNetwork>,
+    /// Brings images.
+    pub images: Arc<dyn ImageSource>,
+}
+
+/// One host's agent.
+pub struct Agent {
+    config: Config,
+    drivers: Drivers,
+    control: Arc<dyn ControlPlane>,
+    clock: Arc<dyn Clock>,
+    ledger: Mutex<Ledger>,
+    spec: watch::Sender<Option<Arc<HostSpec>>>,
+    known: Mutex<BTreeMap<Key, Known>>,
+    inflight: Mutex<BTreeSet<Key>>,
+    capacity: Mutex<Option<HostCapacity>>,
+    metadata: metadata::Listeners,
+    work: Notify,
+    report: Notify,
+    sequence: AtomicU64,
+    permits: Arc<tokio::sync::Semaphore>,
+}
+
+impl Agent {
+    /// Opens the ledger; starts nothing.
+    ///
+    /// # Errors
+    /// Where the state directory cannot be read or written.
+    pub fn new(
+        config: Config,
+        drivers: Drivers,
+        control: Arc<dyn ControlPlane>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>> {
+        let ledger = Ledger::open(&config.state_dir)?;
+        let spec = ledger.spec().cloned().map(Arc::new);
+        let sequence = u64::try_from(clock.now().0).unwrap_or(0);
+        Ok(Arc::new(Agent {
+            config,
+            drivers,
+            control,
+            clock,
+            ledger: Mutex::new(ledger),
+            spec: watch::Sender::new(spec),
+            known: Mutex::default(),
+            inflight: Mutex::default(),
+            capacity: Mutex::default(),
+            metadata: metadata::Listeners::default(),
+            work: Notify::new(),
+            report: Notify::new(),
+            // Starting from the clock keeps sequences growing over restarts without another file.
+            sequence: AtomicU64::new(sequence),
+            permits: Arc::new(tokio::sync::Semaphore::new(PARALLEL)),
+        }))
+    }
+
+    /// Runs until `stop` turns true. Guests are left as they are.
+    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let spec = tokio::spawn(self.clone().spec_loop());
+        let converge = tokio::spawn(self.clone().converge_loop());
+        let report = tokio::spawn(self.clone().report_loop());
+        let _ = stop.wait_for(|stopped| *stopped).await;
+        for task in [spec, converge, report] {
+            task.abort();
+        }
+        self.metadata.close();
+    }
+
+    /// The spec this agent holds.
+    pub fn spec(&self) -> Option<Arc<HostSpec>> {
+        self.spec.borrow().clone()
+    }
+
+    async fn spec_loop(self: Arc<Self>) {
+        let mut backoff = Duration::from_millis(100);
+        loop {
+            let after = self.spec.borrow().as_ref().map_or(0, |s| s.generation);
+            match self.control.spec(self.config.host, after).await {
+                Ok(Some(spec)) => {
+                    backoff = Duration::from_millis(100);
+                    self.accept(spec).await;
+                }
+                Ok(None) => backoff = Duration::from_millis(100),
+                Err(error) => {
+                    tracing::warn!(host = %self.config.host, error = %error.chain(), "control plane not reachable");
+                    tokio::time::sleep(backoff).await;
+                    backoff = (backoff * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+    }
+
+    async fn accept(self: &Arc<Self>, spec: HostSpec) {
+        let this = self.clone();
+        let accepted = tokio::task::spawn_blocking(move || this.ledger.lock().accept(spec)).await;
+        match accepted {
+            Ok(Ok(spec)) => {
+                self.spec.send_replace(Some(spec));
+                self.work.notify_one();
+                self.report.notify_one();
+            }
+            Ok(Err(error)) => {
+                tracing::error!(host = %self.config.host, error = %error.chain(), "spec refused");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(error) => tracing::error!(%error, "ledger task failed"),
+        }
+    }
+
+    async fn report_loop(self: Arc<Self>) {
+        loop {
+            match self.build_report().await {
+                Ok(report) => {
+                    if let Err(error) = self.control.report(report).await {
+                        tracing::warn!(host = %self.config.host, error = %error.chain(), "report not taken");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        self.report.notify_one();
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(host = %self.config.host, error = %error.chain(), "cannot measure the host")
+                }
+            }
+            let _ = tokio::time::timeout(HEARTBEAT, self.report.notified()).await;
+        }
+    }
+
+    async fn build_report(&self) -> Result<HostReport> {
+        let capacity = self.drivers.hypervisor.capacity().await?;
+        *self.capacity.lock() = Some(capacity.clone());
+        let generation = self.spec.borrow().as_ref().map_or(0, |s| s.generation);
+        let known = self.known.lock();
+        let mut report = HostReport {
+            host: self.config.host,
+            sequence: self.sequence.fetch_add(1, Ordering::SeqCst) + 1,
+            generation,
+            at: self.clock.now(),
+            capacity,
+            servers: Vec::new(),
+            volumes: Vec::new(),
+            snapshots: Vec::new(),
+        };
+        for (key, known) in known.iter() {
+            known.tell(key, &mut report);
+        }
+        Ok(report)
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+#[async_trait]
+impl HostAccess for Agent {
+    async fn console_log(&self, host: HostId, server: ServerId, length: Option<usize>) -> Result<String> {
+        if host != self.config.host {
+            return Err(base::Error::unavailable(format!("Host {host} is not reachable from here.")));
+        }
+        self.drivers.hypervisor.console_log(server, length).await
+    }
+}

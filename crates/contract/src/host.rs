@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use base::net::IpNet;
-use base::{HostId, ImageId, MacAddr, NetworkId, PortId, ProjectId, ServerId, SnapshotId, Timestamp, UserId, VolumeId};
+use base::{
+    HostId, ImageId, MacAddr, NetworkId, PortId, ProjectId, ServerId, SnapshotId, Timestamp, UserId, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

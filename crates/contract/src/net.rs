@@ -8,7 +8,10 @@ use std::net::IpAddr;
 
 use async_trait::async_trait;
 use base::net::IpNet;
-use base::{FloatingIpId, MacAddr, NetworkId, PortId, ProjectId, Result, RouterId, SecurityGroupId, SecurityGroupRuleId, SubnetId};
+use base::{
+    FloatingIpId, MacAddr, NetworkId, PortId, ProjectId, Result, RouterId, SecurityGroupId,
+    SecurityGroupRuleId, SubnetId,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 

@@ -11,8 +11,8 @@ use std::net::IpAddr;
 use async_trait::async_trait;
 use base::net::IpNet;
 use base::{
-    AttachmentId, HostId, ImageId, MacAddr, NetworkId, PortId, ProjectId, ResourceProviderId, Result, SecurityGroupId,
-    ServerId, SnapshotId, SubnetId, UserId, VolumeId,
+    AttachmentId, HostId, ImageId, MacAddr, NetworkId, PortId, ProjectId, ResourceProviderId, Result,
+    SecurityGroupId, ServerId, SnapshotId, SubnetId, UserId, VolumeId,
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -252,7 +252,13 @@ pub trait Networks: Send + Sync {
     /// Ports by device id, for many devices in one question.
     async fn ports_of(&self, devices: &[String]) -> Result<BTreeMap<String, Vec<PortInfo>>>;
     /// Adds (`true`) or removes a security group on all ports of a device.
-    async fn set_security_group(&self, auth: &AuthContext, device_id: &str, group: &str, present: bool) -> Result<()>;
+    async fn set_security_group(
+        &self,
+        auth: &AuthContext,
+        device_id: &str,
+        group: &str,
+        present: bool,
+    ) -> Result<()>;
 }
 
 /// A volume as compute sees it.
@@ -327,7 +333,13 @@ pub trait Volumes: Send + Sync {
     /// Claims the volume for a server (`reserved`); `Conflict`/`BadRequest` where its status forbids it. Idempotent by attachment id.
     async fn reserve(&self, volume: VolumeId, attachment: AttachmentId, server: ServerId) -> Result<()>;
     /// Tells that the host attached it (`in-use`) as `device`. Idempotent.
-    async fn attached(&self, volume: VolumeId, attachment: AttachmentId, device: &str, host: HostId) -> Result<()>;
+    async fn attached(
+        &self,
+        volume: VolumeId,
+        attachment: AttachmentId,
+        device: &str,
+        host: HostId,
+    ) -> Result<()>;
     /// Tells that the claim is over (`available` when the last one ends). Idempotent; missing is success.
     async fn detached(&self, volume: VolumeId, attachment: AttachmentId) -> Result<()>;
     /// Deletes (delete-on-termination); missing is success.

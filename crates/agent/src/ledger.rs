@@ -1,0 +1,171 @@
+//! What the agent must not forget: the last accepted spec, and which starts it already made.
+//!
+//! One JSON file, written aside, fsynced and renamed; the version before is kept as `ledger.json.old`.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base::{Error, Result, ServerId};
+use contract::host::HostSpec;
+use serde::{Deserialize, Serialize};
+
+/// A start of a guest that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Generation of the server spec that asked for it.
+    pub generation: u64,
+    /// Boot of the machine in which it was made.
+    pub boot_id: String,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Content {
+    spec: Option<HostSpec>,
+    starts: BTreeMap<ServerId, Start>,
+}
+
+/// The ledger on disk.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    content: Content,
+}
+
+impl Ledger {
+    /// Reads `ledger.json` in `dir`, or begins an empty one.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or both it and the version before are damaged.
+    pub fn open(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(|e| Error::internal(format!("{}: {e}", dir.display())))?;
+        let path = dir.join("ledger.json");
+        let content = match read(&path) {
+            Ok(content) => content,
+            Err(error) => read(&path.with_extension("json.old"))
+                .ok()
+                .flatten()
+                .map(Some)
+                .ok_or_else(|| Error::internal(format!("{}: {error}", path.display())))?,
+        };
+        Ok(Ledger { path, content: content.unwrap_or_default() })
+    }
+
+    /// The last accepted spec.
+    pub fn spec(&self) -> Option<&HostSpec> {
+        self.content.spec.as_ref()
+    }
+
+    /// Takes a newer spec and writes it to disk before it answers.
+    ///
+    /// # Errors
+    /// `Conflict` for an older generation, or the same generation with other content.
+    pub fn accept(&mut self, spec: HostSpec) -> Result<Arc<HostSpec>> {
+        if let Some(held) = &self.content.spec {
+            if held.host != spec.host {
+                return Err(Error::conflict(format!("spec is for host {}, not {}", spec.host, held.host)));
+            }
+            if spec.generation < held.generation {
+                return Err(Error::conflict(format!(
+                    "spec generation {} is older than {}",
+                    spec.generation, held.generation
+                )));
+            }
+            if spec.generation == held.generation && *held != spec {
+                return Err(Error::conflict(format!(
+                    "spec generation {} came with other content",
+                    spec.generation
+                )));
+            }
+        }
+        let keep: std::collections::BTreeSet<_> = spec.servers.iter().map(|s| s.id).collect();
+        self.content.starts.retain(|id, _| keep.contains(id));
+        self.content.spec = Some(spec.clone());
+        self.save()?;
+        Ok(Arc::new(spec))
+    }
+
+    /// The last start of a server.
+    pub fn start(&self, id: ServerId) -> Option<&Start> {
+        self.content.starts.get(&id)
+    }
+
+    /// Records a start before it is made.
+    ///
+    /// # Errors
+    /// Where the disk refuses.
+    pub fn record_start(&mut self, id: ServerId, start: Start) -> Result<()> {
+        if self.content.starts.get(&id) == Some(&start) {
+            return Ok(());
+        }
+        self.content.starts.insert(id, start);
+        self.save()
+    }
+
+    fn save(&self) -> Result<()> {
+        let aside = self.path.with_extension("json.new");
+        let old = self.path.with_extension("json.old");
+        let io = |e: std::io::Error| Error::internal(format!("{}: {e}", self.path.display()));
+        let bytes = serde_json::to_vec(&self.content).map_err(Error::internal)?;
+        let mut file = File::create(&aside).map_err(io)?;
+        file.write_all(&bytes).map_err(io)?;
+        file.sync_all().map_err(io)?;
+        // The hard link keeps the version before without a moment in which no ledger exists.
+        let _ = fs::remove_file(&old);
+        let _ = fs::hard_link(&self.path, &old);
+        fs::rename(&aside, &self.path).map_err(io)?;
+        if let Some(dir) = self.path.parent() {
+            File::open(dir).and_then(|d| d.sync_all()).map_err(io)?;
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<Option<Content>> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(std::io::Error::other),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::{Entropy, HostId};
+
+    use super::*;
+
+    fn spec(host: HostId, generation: u64) -> HostSpec {
+        HostSpec { host, generation, servers: vec![], volumes: vec![], snapshots: vec![] }
+    }
+
+    #[test]
+    fn refuses_what_is_older_or_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostId::random(&Entropy::seeded(1));
+        let mut ledger = Ledger::open(dir.path()).unwrap();
+        ledger.accept(spec(host, 5)).unwrap();
+        assert!(ledger.accept(spec(host, 4)).is_err());
+        ledger.accept(spec(host, 5)).unwrap();
+        assert!(ledger.accept(spec(HostId::random(&Entropy::seeded(2)), 6)).is_err());
+        drop(ledger);
+        let mut again = Ledger::open(dir.path()).unwrap();
+        assert_eq!(again.spec().map(|s| s.generation), Some(5));
+        assert!(again.accept(spec(host, 4)).is_err());
+    }
+
+    #[test]
+    fn a_damaged_ledger_falls_back_to_the_version_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = HostId::random(&Entropy::seeded(1));
+        let mut ledger = Ledger::open(dir.path()).unwrap();
+        ledger.accept(spec(host, 5)).unwrap();
+        ledger.accept(spec(host, 6)).unwrap();
+        fs::write(dir.path().join("ledger.json"), b"{torn").unwrap();
+        assert_eq!(Ledger::open(dir.path()).unwrap().spec().map(|s| s.generation), Some(5));
+        fs::write(dir.path().join("ledger.json.old"), b"{torn").unwrap();
+        assert!(Ledger::open(dir.path()).is_err(), "never begins anew over a damaged ledger");
+    }
+}

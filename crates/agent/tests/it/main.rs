@@ -1,0 +1,219 @@
+//! The agent on simulated drivers, in virtual time, against a control plane that is a variable.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent::{Agent, Config, Drivers};
+use async_trait::async_trait;
+use base::{Entropy, Error, HostId, ManualClock, ProjectId, Result, ServerId, UserId, VolumeId};
+use contract::drivers::{BlockStorage, Hypervisor};
+use contract::host::{
+    DiskSource, DiskSpec, GuestMetadata, HostReport, HostSpec, Power, PowerObserved, ServerReport,
+    ServerSpec, VolumeSource, VolumeSpec,
+};
+use contract::services::ControlPlane;
+use parking_lot::Mutex;
+use sim::{Profile, SimHost, SimNetwork};
+use tokio::sync::watch;
+
+/// A control plane that holds one spec and keeps the last report.
+struct Desk {
+    spec: watch::Sender<Option<HostSpec>>,
+    reports: watch::Sender<Option<HostReport>>,
+    away: Mutex<bool>,
+}
+
+#[async_trait]
+impl ControlPlane for Desk {
+    async fn spec(&self, _: HostId, after: u64) -> Result<Option<HostSpec>> {
+        if *self.away.lock() {
+            return Err(Error::unavailable("away"));
+        }
+        let mut changes = self.spec.subscribe();
+        let newer = changes.wait_for(|s| s.as_ref().is_some_and(|s| s.generation > after));
+        match tokio::time::timeout(Duration::from_secs(30), newer).await {
+            Ok(Ok(spec)) => Ok(spec.clone()),
+            _ => Ok(None),
+        }
+    }
+
+    async fn report(&self, report: HostReport) -> Result<()> {
+        if *self.away.lock() {
+            return Err(Error::unavailable("away"));
+        }
+        self.reports.send_replace(Some(report));
+        Ok(())
+    }
+}
+
+struct World {
+    desk: Arc<Desk>,
+    host: SimHost,
+    spec: HostSpec,
+    entropy: Entropy,
+    stop: watch::Sender<bool>,
+    task: Option<tokio::task::JoinHandle<()>>,
+    dir: tempfile::TempDir,
+}
+
+fn start(
+    dir: &Path,
+    boot_id: &str,
+    id: HostId,
+    host: &SimHost,
+    desk: &Arc<Desk>,
+) -> (watch::Sender<bool>, tokio::task::JoinHandle<()>) {
+    let config = Config { host: id, state_dir: dir.to_owned(), boot_id: boot_id.into() };
+    let drivers = Drivers {
+        hypervisor: host.hypervisor.clone(),
+        storage: host.storage.clone(),
+        network: host.network.clone(),
+        images: host.images.clone(),
+    };
+    let agent = Agent::new(config, drivers, desk.clone(), Arc::new(ManualClock::default())).unwrap();
+    let (stop, stopped) = watch::channel(false);
+    (stop, tokio::spawn(agent.run(stopped)))
+}
+
+impl World {
+    fn new() -> Self {
+        let entropy = Entropy::seeded(1);
+        let id = HostId::random(&entropy);
+        let host = SimHost::new("h1", Profile::default(), &entropy, Arc::new(SimNetwork::default()));
+        let desk = Arc::new(Desk {
+            spec: watch::Sender::new(None),
+            reports: watch::Sender::new(None),
+            away: Mutex::new(false),
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let (stop, task) = start(dir.path(), "boot-1", id, &host, &desk);
+        let spec = HostSpec { host: id, generation: 0, servers: vec![], volumes: vec![], snapshots: vec![] };
+        World { desk, host, spec, entropy, stop, task: Some(task), dir }
+    }
+
+    fn publish(&mut self) {
+        self.spec.generation += 1;
+        self.desk.spec.send_replace(Some(self.spec.clone()));
+    }
+
+    async fn restart(&mut self, boot_id: &str) {
+        self.stop.send_replace(true);
+        if let Some(task) = self.task.take() {
+            task.await.unwrap();
+        }
+        let (stop, task) = start(self.dir.path(), boot_id, self.spec.host, &self.host, &self.desk);
+        (self.stop, self.task) = (stop, Some(task));
+    }
+
+    fn add_server(&mut self) -> ServerId {
+        let id = ServerId::random(&self.entropy);
+        self.spec.servers.push(ServerSpec {
+            id,
+            generation: 1,
+            project_id: ProjectId::new("p"),
+            user_id: UserId::new("u"),
+            name: "a".into(),
+            power: Power::Running,
+            reboots: 0,
+            reboot_hard: false,
+            vcpus: 1,
+            memory_mib: 64,
+            properties: BTreeMap::new(),
+            disks: vec![],
+            nics: vec![],
+            config_drive: true,
+            metadata: GuestMetadata::default(),
+        });
+        id
+    }
+
+    /// Waits until the last report satisfies `want`.
+    async fn until(&self, want: impl Fn(&HostReport) -> bool) -> HostReport {
+        let mut reports = self.desk.reports.subscribe();
+        let found = reports.wait_for(|r| r.as_ref().is_some_and(&want));
+        let found = tokio::time::timeout(Duration::from_secs(600), found).await;
+        found.expect("the report comes in time").unwrap().clone().unwrap()
+    }
+
+    async fn until_server(&self, id: ServerId, want: impl Fn(&ServerReport) -> bool) {
+        self.until(|r| r.servers.iter().any(|s| s.id == id && want(s))).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_with_a_volume_runs_and_goes() {
+    let mut world = World::new();
+    let volume = VolumeId::random(&world.entropy);
+    let id = world.add_server();
+    world.spec.volumes.push(VolumeSpec {
+        id: volume,
+        generation: 1,
+        size_gib: 1,
+        source: VolumeSource::Blank,
+    });
+    world.spec.servers[0].disks.push(DiskSpec {
+        name: volume.to_string(),
+        source: DiskSource::Volume { volume },
+        serial: volume.to_string()[..20].into(),
+        device: "/dev/vda".into(),
+    });
+    world.publish();
+    world
+        .until_server(id, |s| s.converged && s.power == Some(PowerObserved::Running) && s.volumes == [volume])
+        .await;
+    world.spec.servers.clear();
+    world.spec.volumes.clear();
+    world.publish();
+    world.until(|r| r.generation == 2 && r.servers.is_empty() && r.volumes.is_empty()).await;
+    assert!(world.host.hypervisor.observe().await.unwrap().is_empty());
+    assert!(world.host.storage.observe().await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crashed_guest_is_reported_and_starts_only_when_asked() {
+    let mut world = World::new();
+    let id = world.add_server();
+    world.publish();
+    world.until_server(id, |s| s.power == Some(PowerObserved::Running)).await;
+    world.host.hypervisor.crash(id);
+    world.until_server(id, |s| s.power == Some(PowerObserved::Crashed)).await;
+    world.restart("boot-1").await;
+    world.until_server(id, |s| s.power == Some(PowerObserved::Crashed)).await;
+    world.spec.servers[0].generation += 1;
+    world.publish();
+    world.until_server(id, |s| s.generation == 2 && s.power == Some(PowerObserved::Running)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_reboot_of_the_host_guests_start_without_the_control_plane() {
+    let mut world = World::new();
+    let id = world.add_server();
+    world.publish();
+    world.until_server(id, |s| s.power == Some(PowerObserved::Running)).await;
+    *world.desk.away.lock() = true;
+    world.host.hypervisor.crash(id);
+    world.restart("boot-2").await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(600);
+    while world.host.hypervisor.observe().await.unwrap()[0].power != PowerObserved::Running {
+        assert!(tokio::time::Instant::now() < deadline, "the guest starts from the ledger alone");
+        tokio::time::advance(Duration::from_millis(50)).await;
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_removed_before_there_is_a_spec() {
+    let world = World::new();
+    let volume = VolumeSpec {
+        id: VolumeId::random(&world.entropy),
+        generation: 1,
+        size_gib: 1,
+        source: VolumeSource::Blank,
+    };
+    world.host.storage.ensure(&volume, None).await.unwrap();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    world.until(|r| r.generation == 0).await;
+    assert_eq!(world.host.storage.observe().await.unwrap().len(), 1);
+}
