@@ -51,7 +51,9 @@ impl Timestamp {
     /// `2026-11-21T09:24:44.123456Z`: Keystone.
     pub fn iso_micros(self) -> String {
         self.datetime()
-            .format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z"))
+            .format(format_description!(
+                "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z"
+            ))
             .unwrap_or_default()
     }
 
@@ -139,7 +141,10 @@ mod tests {
         assert_eq!(t.iso_naive(), "2026-11-21T09:24:44.123456");
         assert_eq!(Timestamp::parse(&t.iso_micros()), Some(t));
         assert_eq!(Timestamp::parse(&t.iso_naive()), Some(t));
-        assert_eq!(Timestamp::parse("2026-11-21").map(Timestamp::iso_seconds).as_deref(), Some("2026-11-21T00:00:00Z"));
+        assert_eq!(
+            Timestamp::parse("2026-11-21").map(Timestamp::iso_seconds).as_deref(),
+            Some("2026-11-21T00:00:00Z")
+        );
         assert_eq!(Timestamp::parse("yesterday"), None);
     }
 }

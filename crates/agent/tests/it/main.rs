@@ -1,5 +1,7 @@
 //! The agent on simulated drivers, in virtual time, against a control plane that is a variable.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

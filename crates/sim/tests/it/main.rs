@@ -1,5 +1,7 @@
 //! The simulated drivers pass the contract tests of their traits.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

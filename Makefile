@@ -1,0 +1,31 @@
+# The two commands: `make up` (a cloud with a guest on this machine) and `make test`.
+SHELL := /bin/bash
+export PATH := $(PATH):$(HOME)/.cargo/bin
+STATE ?= ./allod-state
+RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
+
+.PHONY: up down test bench clean build docs
+
+up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
+	scripts/setup build run
+	cargo build --release --locked -p allod
+	scripts/first-cloud $(RELEASE) $(STATE)
+
+down: ## stop the cloud of `make up` and remove everything it made
+	$(RELEASE) down --state $(STATE) --purge
+
+build:
+	cargo build --release --locked -p allod
+
+test: ## everything: tidy, format, lints, unit and service tests, real QEMU, OVN, PostgreSQL, unmodified clients
+	scripts/setup build run test
+	scripts/test
+
+bench: ## figures against the recorded peer (docs/benchmarks.md)
+	scripts/setup build run test
+	cargo build --release --locked -p allod
+	bench/run $(RELEASE)
+
+clean:
+	cargo clean
+	rm -rf .venv docs/book
