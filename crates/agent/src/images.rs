@@ -7,23 +7,23 @@ use async_trait::async_trait;
 use base::{Error, Result};
 use contract::drivers::ImageSource;
 use contract::host::ImageRef;
-use contract::services::Images;
+use contract::services::ImageBytes;
 use futures::StreamExt;
 use sha2::{Digest, Sha512};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Mutex;
 
-/// Copies images through the `Images` trait into the host's cache. The file's name carries the hash, so that a file
+/// Copies images from [`ImageBytes`] into the host's cache. The file's name carries the hash, so that a file
 /// that has its final name is known to be whole and right.
 pub struct CachedImages {
-    images: Arc<dyn Images>,
+    images: Arc<dyn ImageBytes>,
     /// One download at a time: a burst of servers from one image reads it once.
     turn: Mutex<()>,
 }
 
 impl CachedImages {
     /// A cache in front of `images`.
-    pub fn new(images: Arc<dyn Images>) -> Self {
+    pub fn new(images: Arc<dyn ImageBytes>) -> Self {
         CachedImages { images, turn: Mutex::new(()) }
     }
 }
@@ -42,7 +42,7 @@ impl ImageSource for CachedImages {
         let aside = path.with_extension("part");
         let mut file = tokio::fs::File::create(&aside).await.map_err(io)?;
         let mut hash = Sha512::new();
-        let mut stream = self.images.read(image.id, 0).await?;
+        let mut stream = self.images.bytes(image.id).await?;
         while let Some(chunk) = stream.next().await {
             let chunk = chunk?;
             hash.update(&chunk);

@@ -63,6 +63,20 @@ pub trait Images: Send + Sync {
     async fn local_path(&self, id: ImageId) -> Result<Option<std::path::PathBuf>>;
 }
 
+/// Where a host gets image bytes from: the image service itself, or the link to it.
+#[async_trait]
+pub trait ImageBytes: Send + Sync {
+    /// All bytes of an image.
+    async fn bytes(&self, id: ImageId) -> Result<BoxStream<'static, Result<Bytes>>>;
+}
+
+#[async_trait]
+impl<T: Images + ?Sized> ImageBytes for T {
+    async fn bytes(&self, id: ImageId) -> Result<BoxStream<'static, Result<Bytes>>> {
+        self.read(id, 0).await
+    }
+}
+
 /// Amount of one resource class at a provider.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Inventory {

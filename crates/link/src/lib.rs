@@ -1,0 +1,81 @@
+//! The link between agents and servers: HTTP over mutual TLS.
+//!
+//! Agents always call, servers never do: hosts may sit behind NAT. What a server wants to ask a live host (a console
+//! log) waits in a queue that the agent long-polls. Every message is a full picture with a generation or a sequence,
+//! so that repeating one is harmless.
+//!
+//! Invariant: both sides speak only through `contract` traits; in a simulation they are handed to each other without
+//! this crate. Authentication is the TLS layer's: the binary mounts [`routes`] only behind a verified client
+//! certificate, and a host may only speak for the id in that certificate.
+//!
+//! Start reading at [`routes`] (server side), then [`Client`] (agent side).
+
+mod client;
+mod questions;
+mod server;
+
+pub use client::Client;
+pub use questions::Questions;
+pub use server::{Peer, routes};
+
+use base::ServerId;
+use serde::{Deserialize, Serialize};
+
+/// A question to a live host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// Names the question in its answer.
+    pub id: u64,
+    /// What is asked.
+    pub what: Ask,
+}
+
+/// What can be asked of a live host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// The last `length` lines of a serial console.
+    ConsoleLog {
+        /// Of which server.
+        server: ServerId,
+        /// How many lines; all if `None`.
+        length: Option<usize>,
+    },
+}
+
+/// An answer to a [`Question`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The question's id.
+    pub id: u64,
+    /// The text, or why there is none.
+    pub result: Result<String, Failure>,
+}
+
+/// A failure on the other side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// HTTP status of its kind.
+    pub status: u16,
+    /// What the caller may read.
+    pub message: String,
+}
+
+impl From<base::Error> for Failure {
+    fn from(error: base::Error) -> Self {
+        Failure { status: error.kind().status(), message: error.public().to_owned() }
+    }
+}
+
+impl From<Failure> for base::Error {
+    fn from(failure: Failure) -> Self {
+        let kind = match failure.status {
+            400 => base::Kind::BadRequest,
+            404 => base::Kind::NotFound,
+            409 => base::Kind::Conflict,
+            503 => base::Kind::Unavailable,
+            _ => return base::Error::internal(failure.message),
+        };
+        base::Error::new(kind, failure.message)
+    }
+}

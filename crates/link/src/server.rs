@@ -1,0 +1,124 @@
+//! Server side: routes under `/agent/v1`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use base::{HostId, ImageId};
+use contract::host::HostReport;
+use contract::services::{ControlPlane, Images};
+use serde::Deserialize;
+
+use crate::{Answer, Failure, Questions};
+
+/// Largest report: some thousand servers on a host.
+const REPORT_BYTES: usize = 32 * 1024 * 1024;
+/// How long a poll for questions is held.
+const POLL: Duration = Duration::from_secs(25);
+
+/// The host named by the client certificate; the TLS listener adds it to the request's extensions. Without it every
+/// route answers 401.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub HostId);
+
+#[derive(Clone)]
+struct Desk {
+    control: Arc<dyn ControlPlane>,
+    images: Arc<dyn Images>,
+    questions: Arc<Questions>,
+}
+
+/// The agents' routes.
+pub fn routes(control: Arc<dyn ControlPlane>, images: Arc<dyn Images>, questions: Arc<Questions>) -> Router {
+    Router::new()
+        .route("/agent/v1/spec", get(spec))
+        .route("/agent/v1/report", post(report))
+        .route("/agent/v1/questions", get(question).post(answer))
+        .route("/agent/v1/images/{id}", get(image))
+        .layer(DefaultBodyLimit::max(REPORT_BYTES))
+        .with_state(Desk { control, images, questions })
+}
+
+struct Refusal(Failure);
+
+impl From<base::Error> for Refusal {
+    fn from(error: base::Error) -> Self {
+        if error.kind() == base::Kind::Internal {
+            tracing::error!(error = %error.chain(), "agent request failed");
+        }
+        Refusal(error.into())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.0)).into_response()
+    }
+}
+
+fn host(peer: Option<Extension<Peer>>) -> Result<HostId, Refusal> {
+    match peer {
+        Some(Extension(Peer(host))) => Ok(host),
+        None => Err(base::Error::unauthenticated("A host's client certificate is needed here.").into()),
+    }
+}
+
+#[derive(Deserialize)]
+struct After {
+    after: u64,
+}
+
+async fn spec(
+    State(desk): State<Desk>,
+    peer: Option<Extension<Peer>>,
+    Query(query): Query<After>,
+) -> Result<Response, Refusal> {
+    match desk.control.spec(host(peer)?, query.after).await? {
+        Some(spec) => Ok(Json(spec).into_response()),
+        None => Ok(StatusCode::NO_CONTENT.into_response()),
+    }
+}
+
+async fn report(
+    State(desk): State<Desk>,
+    peer: Option<Extension<Peer>>,
+    Json(report): Json<HostReport>,
+) -> Result<StatusCode, Refusal> {
+    if report.host != host(peer)? {
+        return Err(base::Error::forbidden("A host reports only for itself.").into());
+    }
+    desk.control.report(report).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn question(State(desk): State<Desk>, peer: Option<Extension<Peer>>) -> Result<Response, Refusal> {
+    match desk.questions.next(host(peer)?, POLL).await {
+        Some(question) => Ok(Json(question).into_response()),
+        None => Ok(StatusCode::NO_CONTENT.into_response()),
+    }
+}
+
+async fn answer(
+    State(desk): State<Desk>,
+    peer: Option<Extension<Peer>>,
+    Json(answer): Json<Answer>,
+) -> Result<StatusCode, Refusal> {
+    desk.questions.answer(host(peer)?, answer);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn image(
+    State(desk): State<Desk>,
+    peer: Option<Extension<Peer>>,
+    Path(id): Path<ImageId>,
+) -> Result<Response, Refusal> {
+    host(peer)?;
+    let bytes = desk.images.read(id, 0).await?;
+    Ok(Body::from_stream(bytes).into_response())
+}
