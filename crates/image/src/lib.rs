@@ -1,1 +1,5 @@
-//! image: not built yet.
+//! Images: Glance v2.
+
+mod logic;
+
+pub use logic::inspect;
