@@ -1,1 +1,15 @@
-//! ovn: not built yet.
+//! The OVN network driver: an OVSDB client, the projection of resources to OVN Northbound, plugging on the host, and
+//! supervision of the OVN and Open vSwitch daemons of this machine.
+//!
+//! Invariant: the Northbound database is a projection that can be thrown away; nothing here is a source of truth.
+//! Nothing is created on the host that is not recorded first, so that everything can be found and removed again.
+//!
+//! Start reading at [`engines`] (the daemons) and [`ovsdb`] (the protocol).
+
+pub mod engines;
+pub mod ovsdb;
+mod record;
+mod sys;
+mod vswitch;
+
+pub use engines::Engines;

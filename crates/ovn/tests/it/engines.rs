@@ -1,0 +1,63 @@
+use std::time::{Duration, Instant};
+
+use super::support::{Bed, exec, pss, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn starts_heals_adopts_and_leaves_nothing() {
+    let bed = Bed::new("life");
+    let began = Instant::now();
+    let engines = bed.start().await;
+    let cold = began.elapsed();
+    println!("cold start {cold:?}, datapath {:?}", engines.datapath());
+    let addresses = exec(bed.netns(), &["ip", "-o", "addr", "show", "br-ex"]).await.unwrap();
+    assert!(addresses.contains("172.24.4.1/24"), "{addresses}");
+
+    let status = engines.status();
+    assert_eq!(status.len(), 4);
+    let mut total = 0;
+    for (name, s) in &status {
+        let kib = pss(s.pid.unwrap());
+        total += kib;
+        println!("{name}: pid {:?} PSS {kib} KiB", s.pid);
+    }
+    println!("all: PSS {total} KiB");
+    assert!(total < 70 * 1024, "{total} KiB");
+
+    // Each daemon is killed and comes back.
+    for name in ["ovsdb", "northd", "vswitchd", "controller"] {
+        let pid = engines.status()[name].pid.unwrap();
+        let began = Instant::now();
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid.cast_signed()),
+            nix::sys::signal::Signal::SIGKILL,
+        )
+        .unwrap();
+        until(name, Duration::from_secs(5), async || engines.status()[name].pid.filter(|p| *p != pid)).await;
+        println!("{name} killed, back after {:?}", began.elapsed());
+    }
+    until("the bridge's address", Duration::from_secs(5), async || {
+        exec(bed.netns(), &["ip", "-o", "addr", "show", "br-ex"])
+            .await
+            .ok()
+            .filter(|a| a.contains("172.24.4.1/24"))
+    })
+    .await;
+
+    // Another process takes over: same daemons.
+    let before: Vec<_> = engines.status().values().map(|s| s.pid).collect();
+    drop(engines);
+    let began = Instant::now();
+    let engines = bed.start().await;
+    println!("adopted in {:?}", began.elapsed());
+    let after: Vec<_> = engines.status().values().map(|s| s.pid).collect();
+    assert_eq!(before, after);
+    assert!(engines.status().values().all(|s| s.adopted));
+
+    engines.stop().await.unwrap();
+    for pid in after.into_iter().flatten() {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}/cmdline")).exists() || pss(pid) == 0);
+    }
+    let netns = bed.netns().to_owned();
+    drop(bed);
+    assert!(!std::path::Path::new("/run/netns").join(netns).exists());
+}
