@@ -7,9 +7,11 @@
 //! Start reading at [`engines`] (the daemons) and [`ovsdb`] (the protocol).
 
 pub mod engines;
+pub mod host;
 pub mod ovsdb;
 mod record;
 mod sys;
 mod vswitch;
 
 pub use engines::Engines;
+pub use host::Host;

@@ -61,11 +61,6 @@ impl Record {
         }
     }
 
-    /// Whether the thing is recorded.
-    pub fn has(&self, kind: Kind, name: &str) -> bool {
-        self.0.join(format!("{}{name}", kind.prefix())).exists()
-    }
-
     /// Everything recorded.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 //! the pidfiles of this instance.
 
 mod daemon;
-mod plumbing;
+pub(crate) mod plumbing;
 
 use std::collections::BTreeMap;
 use std::io;
