@@ -43,6 +43,10 @@ pub fn try_router<S: Service>(state: Arc<S>, ops: Vec<Op<S>>) -> Result<axum::Ro
     Ok(axum::Router::new().fallback_service(Api(Arc::new(Table::build(state, ops)?))))
 }
 
+/// Left in the extensions of a response: the operation that answered (for tests and access logs).
+#[derive(Debug, Clone)]
+pub struct Served(pub Arc<OpInfo>);
+
 struct Route<S> {
     info: Arc<OpInfo>,
     handler: Handler<S>,
@@ -199,10 +203,15 @@ impl<S: Service> tower::Service<HttpRequest<Body>> for Api<S> {
 struct Progress {
     request_id: Arc<str>,
     accept: String,
-    op: Option<usize>,
-    id: String,
+    op: Option<(usize, Arc<OpInfo>)>,
     mv: Option<Mv>,
     allow: Option<String>,
+}
+
+impl Progress {
+    fn id(&self) -> &str {
+        self.op.as_ref().map_or("", |(_, info)| &info.id)
+    }
 }
 
 impl<S: Service> Table<S> {
@@ -215,7 +224,6 @@ impl<S: Service> Table<S> {
             request_id: Arc::from(format!("req-{}", self.entropy.uuid())),
             accept,
             op: None,
-            id: String::new(),
             mv: None,
             allow: None,
         };
@@ -234,11 +242,14 @@ impl<S: Service> Table<S> {
                 response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(exact));
             }
         }
+        if let Some((_, info)) = &progress.op {
+            response.extensions_mut().insert(Served(info.clone()));
+        }
         let took = started.elapsed();
         let status = response.status().as_u16();
-        self.metrics.count(progress.op, status, took);
+        self.metrics.count(progress.op.as_ref().map(|(index, _)| *index), status, took);
         tracing::debug!(
-            service = self.dialect.service_type, op = progress.id, request_id = %progress.request_id,
+            service = self.dialect.service_type, op = progress.id(), request_id = %progress.request_id,
             global_request_id = global.as_deref().unwrap_or(""), status, micros = took.as_micros(), "request"
         );
         response
@@ -255,7 +266,7 @@ impl<S: Service> Table<S> {
             )
         })?;
         let first = routes.first().ok_or_else(|| self.dialect.no_such_path())?;
-        progress.op = Some(first.index);
+        progress.op = Some((first.index, first.info.clone()));
         let auth = self.caller(&parts.headers, first.info.token).await?;
         let mv = self.negotiate(&parts.headers, first.info.token == TokenNeed::Never)?;
         progress.mv = self.dialect.microversions.map(|_| mv);
@@ -287,8 +298,7 @@ impl<S: Service> Table<S> {
             };
             (first, incoming)
         };
-        progress.op = Some(route.index);
-        progress.id.clone_from(&route.info.id);
+        progress.op = Some((route.index, route.info.clone()));
         let query = Query::from_text(parts.uri.query().unwrap_or(""))?;
         let cx = Ctx {
             state: self.state.clone(),
@@ -401,7 +411,7 @@ impl<S: Service> Table<S> {
         let status = self.dialect.status(error);
         if status.is_server_error() {
             tracing::error!(
-                service = self.dialect.service_type, op = progress.id, request_id = %progress.request_id,
+                service = self.dialect.service_type, op = progress.id(), request_id = %progress.request_id,
                 status = status.as_u16(), error = error.chain(), "request failed"
             );
         }

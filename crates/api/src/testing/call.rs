@@ -1,12 +1,28 @@
 //! Calls of a router in-process.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, header};
 use base::{Error, Result};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tower::ServiceExt;
+
+/// One answered call, as a [`super::Suite`] counts it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The operation that answered.
+    pub op: String,
+    /// With which status.
+    pub status: u16,
+    /// Whether the caller was a foreign tenant ([`Client::foreign`]).
+    pub foreign: bool,
+}
+
+pub(crate) type Log = Arc<Mutex<Vec<Seen>>>;
 
 /// Calls one router as one caller. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -14,18 +30,38 @@ pub struct Client {
     router: axum::Router,
     token: Option<String>,
     headers: Vec<(String, String)>,
+    foreign: bool,
+    log: Log,
 }
 
 impl Client {
     /// Calls `router` without a token.
     pub fn new(router: axum::Router) -> Self {
-        Client { router, token: None, headers: Vec::new() }
+        Client { router, token: None, headers: Vec::new(), foreign: false, log: Log::default() }
     }
 
     /// The same router with a token (see [`super::FakeAuthenticator`]).
     #[must_use]
     pub fn with_token(&self, token: &str) -> Self {
         Client { token: Some(token.to_owned()), ..self.clone() }
+    }
+
+    /// The same router with the token of a tenant that owns none of what the test made; its calls are counted as the
+    /// foreign-tenant cases of their operations.
+    #[must_use]
+    pub fn foreign(&self, token: &str) -> Self {
+        Client { token: Some(token.to_owned()), foreign: true, ..self.clone() }
+    }
+
+    /// What was called so far, by this client and those made from it.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.log.lock().clone()
+    }
+
+    /// The same, but its calls are not counted.
+    #[must_use]
+    pub(crate) fn unseen(&self) -> Self {
+        Client { log: Log::default(), ..self.clone() }
     }
 
     /// The same with a header on every call.
@@ -51,6 +87,8 @@ impl Client {
             token: self.token.clone(),
             headers: self.headers.clone(),
             body: Body::empty(),
+            foreign: self.foreign,
+            log: self.log.clone(),
         }
     }
 
@@ -89,6 +127,8 @@ pub struct Call {
     token: Option<String>,
     headers: Vec<(String, String)>,
     body: Body,
+    foreign: bool,
+    log: Log,
 }
 
 impl Call {
@@ -153,6 +193,10 @@ impl Call {
             Err(never) => match never {},
         };
         let (parts, body) = response.into_parts();
+        if let Some(served) = parts.extensions.get::<crate::router::Served>() {
+            let seen = Seen { op: served.0.id.clone(), status: parts.status.as_u16(), foreign: self.foreign };
+            self.log.lock().push(seen);
+        }
         let body = match crate::request::collect(body, usize::MAX).await {
             Ok(bytes) => bytes,
             Err(error) => return none(error.chain()),
