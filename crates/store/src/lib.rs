@@ -1,1 +1,238 @@
-//! store: not built yet.
+//! The store: typed resources in SQLite or PostgreSQL behind one facade, and the only crate that contains SQL.
+//!
+//! A resource is a Rust struct declared by [`resource!`]; its declared fields are columns, the whole is a JSON body.
+//! Every call runs in one transaction given as a closure: [`Store::read`] sees a snapshot, [`Store::write`] commits
+//! everything or nothing and is retried whole when the database says two writers met.
+//!
+//! Invariant: what `write` answered is on disk; two writers never overwrite each other (compare-and-set by revision);
+//! uniqueness is the database's word, told as a typed conflict. SQL is one portable subset: text, 64-bit integers.
+//!
+//! Start reading at [`Tx`] (what a closure can do), then [`Query`], then `sqlite.rs` and `postgres.rs`.
+
+mod lease;
+mod migrate;
+mod outbox;
+mod postgres;
+mod query;
+mod resource;
+mod sqlite;
+mod tx;
+mod value;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use base::{Clock, Entropy, Error, Result};
+
+pub use lease::Lease;
+pub use migrate::{Migration, Schema, Step};
+pub use outbox::{Subscription, Wake};
+pub use query::{Order, Query};
+pub use resource::{ColumnKind, Meta, Resource, UniqueViolation, kind_of, unique_violation};
+pub use tx::Tx;
+pub use value::Value;
+
+/// How often a transaction is tried before its conflict is told to the caller.
+const ATTEMPTS: u32 = 12;
+
+enum Engine {
+    Sqlite(sqlite::Sqlite),
+    Postgres(postgres::Postgres),
+}
+
+struct Inner {
+    engine: Engine,
+    clock: Arc<dyn Clock>,
+    entropy: Entropy,
+    outbox: Arc<outbox::Outbox>,
+}
+
+/// A database; cheap to clone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+impl Store {
+    /// Opens by URL: `sqlite:///path/to/file` or `postgresql://…`; brings the schema up to date.
+    ///
+    /// # Errors
+    /// An URL of another kind, a database that cannot be opened, or one that a newer version wrote.
+    pub async fn open(
+        url: &str,
+        clock: Arc<dyn Clock>,
+        entropy: Entropy,
+        schemas: &[Schema],
+    ) -> Result<Self> {
+        if let Some(path) = url.strip_prefix("sqlite://") {
+            Self::sqlite(Path::new(path), clock, entropy, schemas).await
+        } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            Self::postgres(url, clock, entropy, schemas).await
+        } else {
+            Err(Error::bad_request("The database URL begins with sqlite:// or postgresql://."))
+        }
+    }
+
+    /// A SQLite file: WAL, every commit on disk.
+    ///
+    /// # Errors
+    /// See [`Store::open`].
+    pub async fn sqlite(
+        path: &Path,
+        clock: Arc<dyn Clock>,
+        entropy: Entropy,
+        schemas: &[Schema],
+    ) -> Result<Self> {
+        let outbox = Arc::new(outbox::Outbox::default());
+        let engine = sqlite::Sqlite::file(path, clock.clone(), outbox.clone())?;
+        Self::with(Engine::Sqlite(engine), clock, entropy, outbox, schemas).await
+    }
+
+    /// A database in memory, gone with its last handle; for tests and simulations. Calls run in the caller's task.
+    ///
+    /// # Errors
+    /// See [`Store::open`].
+    pub async fn memory(clock: Arc<dyn Clock>, schemas: &[Schema]) -> Result<Self> {
+        let outbox = Arc::new(outbox::Outbox::default());
+        let engine = sqlite::Sqlite::memory(clock.clone(), outbox.clone())?;
+        Self::with(Engine::Sqlite(engine), clock, Entropy::seeded(0), outbox, schemas).await
+    }
+
+    /// A PostgreSQL database; SERIALIZABLE transactions.
+    ///
+    /// # Errors
+    /// See [`Store::open`].
+    pub async fn postgres(
+        url: &str,
+        clock: Arc<dyn Clock>,
+        entropy: Entropy,
+        schemas: &[Schema],
+    ) -> Result<Self> {
+        let outbox = Arc::new(outbox::Outbox::default());
+        let engine = postgres::Postgres::connect(url, clock.clone(), outbox.clone()).await?;
+        Self::with(Engine::Postgres(engine), clock, entropy, outbox, schemas).await
+    }
+
+    async fn with(
+        engine: Engine,
+        clock: Arc<dyn Clock>,
+        entropy: Entropy,
+        outbox: Arc<outbox::Outbox>,
+        schemas: &[Schema],
+    ) -> Result<Self> {
+        let store = Store(Arc::new(Inner { engine, clock, entropy, outbox }));
+        migrate::run(&store, schemas).await?;
+        Ok(store)
+    }
+
+    /// The clock that transactions take their moment from.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.0.clock
+    }
+
+    /// Runs `work` on a snapshot; what it writes is refused.
+    ///
+    /// # Errors
+    /// What `work` answers, or `Internal`/`Unavailable` from the database.
+    pub async fn read<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
+    {
+        let mut attempt = 0;
+        let work = Arc::new(work);
+        loop {
+            let result = match &self.0.engine {
+                Engine::Sqlite(sqlite) => sqlite.read(work.clone()).await,
+                Engine::Postgres(postgres) => postgres.run(work.clone(), false).await,
+            };
+            match self.again(&mut attempt, result).await {
+                Some(result) => return result,
+                None => continue,
+            }
+        }
+    }
+
+    /// Runs `work` in a transaction and answers once it is on disk. `work` is run again, whole, when another writer was
+    /// in the way, so it must not have effects of its own.
+    ///
+    /// # Errors
+    /// What `work` answers (then nothing is written), `Conflict` for a uniqueness violation or when others keep being
+    /// faster.
+    pub async fn write<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
+    {
+        let mut attempt = 0;
+        let work = Arc::new(work);
+        loop {
+            let result = match &self.0.engine {
+                Engine::Sqlite(sqlite) => sqlite.write(work.clone()).await,
+                Engine::Postgres(postgres) => postgres.run(work.clone(), true).await,
+            };
+            match self.again(&mut attempt, result).await {
+                Some(result) => return result,
+                None => continue,
+            }
+        }
+    }
+
+    /// `None`: try again, after a pause that grows and is never the same for two.
+    async fn again<T>(&self, attempt: &mut u32, result: Result<T>) -> Option<Result<T>> {
+        let error = match result {
+            Err(error) if error.kind() == base::Kind::Retry => error,
+            other => return Some(other),
+        };
+        *attempt += 1;
+        if *attempt >= ATTEMPTS {
+            return Some(Err(Error::conflict(error.public()).caused_by(error)));
+        }
+        let micros = self.0.entropy.below(500 << (*attempt).min(8));
+        tokio::time::sleep(std::time::Duration::from_micros(micros)).await;
+        None
+    }
+
+    /// Wake-ups of one kind, those that were not acknowledged before a restart first.
+    ///
+    /// # Errors
+    /// Where the database cannot be read.
+    pub async fn subscribe(&self, kind: &'static str) -> Result<Subscription> {
+        let subscription = self.0.outbox.subscribe(kind);
+        let pending = self.read(move |tx| tx.pending_wakes(kind)).await?;
+        self.0.outbox.deliver(pending);
+        Ok(subscription)
+    }
+
+    /// Reads wake-ups that other replicas wrote and delivers them here; the in-process ones came by themselves. Called
+    /// on a timer as the fallback of notification.
+    ///
+    /// # Errors
+    /// Where the database cannot be read.
+    pub async fn poll_outbox(&self) -> Result<()> {
+        let kinds = self.0.outbox.kinds();
+        let mut pending = Vec::new();
+        for kind in kinds {
+            pending.extend(self.read(move |tx| tx.pending_wakes(kind)).await?);
+        }
+        self.0.outbox.deliver(pending);
+        Ok(())
+    }
+
+    /// Whether other processes may write to this database, so that polling is worth it.
+    pub fn shared(&self) -> bool {
+        matches!(self.0.engine, Engine::Postgres(_))
+    }
+
+    /// A consistent copy of a SQLite database in a new file.
+    ///
+    /// # Errors
+    /// On PostgreSQL (use `pg_dump`), or where the file cannot be written.
+    pub async fn backup(&self, path: &Path) -> Result<()> {
+        match &self.0.engine {
+            Engine::Sqlite(sqlite) => sqlite.backup(path).await,
+            Engine::Postgres(_) => Err(Error::not_implemented("PostgreSQL is backed up with pg_dump.")),
+        }
+    }
+}
+
+/// The work of a transaction.
+pub(crate) type Work<T> = Arc<dyn Fn(&mut Tx<'_>) -> Result<T> + Send + Sync>;

@@ -1,0 +1,171 @@
+//! Schema changes: numbered per service, forward only, each step idempotent and recorded.
+
+use base::{Error, Result};
+
+use crate::Store;
+use crate::query::Sql;
+use crate::resource::{ColumnKind, Resource};
+use crate::tx::Tx;
+use crate::value::Value;
+
+/// A service's name and its migrations, oldest first.
+pub type Schema = (&'static str, &'static [Migration]);
+
+/// One numbered change.
+#[derive(Debug, Clone, Copy)]
+pub struct Migration {
+    number: u32,
+    name: &'static str,
+    steps: &'static [Step],
+}
+
+impl Migration {
+    /// Migration `number` (1, 2, …) of a service.
+    pub const fn new(number: u32, name: &'static str, steps: &'static [Step]) -> Self {
+        Migration { number, name, steps }
+    }
+}
+
+/// One step of a migration.
+#[derive(Debug, Clone, Copy)]
+pub struct Step(fn(&mut Tx<'_>) -> Result<()>);
+
+impl Step {
+    /// Makes the resource's table with all declared columns and indexes; where it exists, adds those that are missing.
+    /// Declare a new column in the resource and add a migration with this step: old and new databases end alike.
+    pub const fn table<R: Resource>() -> Self {
+        Step(table::<R>)
+    }
+
+    /// Changes data with the typed API.
+    pub const fn data(change: fn(&mut Tx<'_>) -> Result<()>) -> Self {
+        Step(change)
+    }
+}
+
+/// Name of a unique index; PostgreSQL tells it in violations, so it must fit its 63 bytes.
+pub(crate) fn unique_index(table: &str, group: &[&str]) -> String {
+    short(format!("{table}_unique_{}", group.join("_")))
+}
+
+fn short(name: String) -> String {
+    if name.len() <= 63 {
+        return name;
+    }
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let head: String = name.chars().take(46).collect();
+    format!("{head}_{hash:016x}")
+}
+
+fn table<R: Resource>(tx: &mut Tx<'_>) -> Result<()> {
+    let postgres = tx.connection.postgres();
+    let text = if postgres { "TEXT COLLATE \"C\"" } else { "TEXT" };
+    let kind = |column: &str| match R::column_kind(column) {
+        Some(ColumnKind::Int) => Ok("BIGINT"),
+        Some(ColumnKind::Text) => Ok(text),
+        None => Err(Error::internal(format!("{} declares a column {column} that is no field", R::TABLE))),
+    };
+    let table = R::TABLE;
+    tx.connection.batch(&format!(
+        "CREATE TABLE IF NOT EXISTS {table} (id {text} PRIMARY KEY NOT NULL, body TEXT NOT NULL, \
+         generation BIGINT NOT NULL, revision BIGINT NOT NULL, created_at BIGINT NOT NULL, updated_at BIGINT NOT NULL)"
+    ))?;
+    let there = columns(tx, table)?;
+    for column in R::columns() {
+        if !there.iter().any(|c| c == column) {
+            tx.connection.batch(&format!("ALTER TABLE {table} ADD COLUMN {column} {}", kind(column)?))?;
+        }
+    }
+    for group in R::UNIQUE {
+        let name = unique_index(table, group);
+        tx.connection
+            .batch(&format!("CREATE UNIQUE INDEX IF NOT EXISTS {name} ON {table} ({})", group.join(", ")))?;
+    }
+    for column in R::INDEX {
+        let name = short(format!("{table}_by_{column}"));
+        tx.connection.batch(&format!("CREATE INDEX IF NOT EXISTS {name} ON {table} ({column}, id)"))?;
+    }
+    Ok(())
+}
+
+fn columns(tx: &mut Tx<'_>, table: &str) -> Result<Vec<String>> {
+    let mut sql = Sql::new("", tx.connection.postgres());
+    if tx.connection.postgres() {
+        sql.push("SELECT CAST(column_name AS TEXT) FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = ");
+        sql.bind(Value::Text(table.to_owned()));
+    } else {
+        sql.push("SELECT name FROM pragma_table_info(").bind(Value::Text(table.to_owned())).push(")");
+    }
+    let rows = tx.connection.query(&sql.text, &sql.params)?;
+    Ok(rows.into_iter().filter_map(|r| r.into_iter().next()).map(Value::text).collect())
+}
+
+/// Brings the database up to date, one migration a transaction. Two replicas that start at once wait for each other.
+pub(crate) async fn run(store: &Store, schemas: &[Schema]) -> Result<()> {
+    store.write(own_tables).await?;
+    for (service, migrations) in schemas.iter().copied() {
+        let newest = migrations.last().map_or(0, |m| m.number);
+        let done = store.read(move |tx| applied(tx, service)).await?;
+        if let Some(newer) = done.iter().find(|n| **n > newest) {
+            return Err(Error::conflict(format!(
+                "The database was written by a newer version: {service} migration {newer} is unknown here (newest is {newest})."
+            )));
+        }
+        for migration in migrations.iter().filter(|m| !done.contains(&m.number)) {
+            store.write(move |tx| apply(tx, service, migration)).await?;
+            tracing::debug!(service, number = migration.number, name = migration.name, "migration applied");
+        }
+    }
+    Ok(())
+}
+
+fn own_tables(tx: &mut Tx<'_>) -> Result<()> {
+    lock(tx)?;
+    let serial =
+        if tx.connection.postgres() { "BIGSERIAL PRIMARY KEY" } else { "INTEGER PRIMARY KEY AUTOINCREMENT" };
+    tx.connection.batch(&format!(
+        "CREATE TABLE IF NOT EXISTS allod_migrations (service TEXT NOT NULL, number BIGINT NOT NULL, name TEXT NOT NULL, at BIGINT NOT NULL, PRIMARY KEY (service, number));
+         CREATE TABLE IF NOT EXISTS allod_outbox (seq {serial}, kind TEXT NOT NULL, object TEXT NOT NULL);
+         CREATE INDEX IF NOT EXISTS allod_outbox_by_kind ON allod_outbox (kind, seq);
+         CREATE TABLE IF NOT EXISTS allod_leases (name TEXT PRIMARY KEY NOT NULL, holder TEXT NOT NULL, token BIGINT NOT NULL, expires_at BIGINT NOT NULL)"
+    ))?;
+    Ok(())
+}
+
+/// One migrator at a time; SQLite's writer is alone anyway.
+fn lock(tx: &mut Tx<'_>) -> Result<()> {
+    if tx.connection.postgres() {
+        tx.connection.query("SELECT CAST(pg_advisory_xact_lock(7236591034) AS TEXT)", &[])?;
+    }
+    Ok(())
+}
+
+fn applied(tx: &mut Tx<'_>, service: &str) -> Result<Vec<u32>> {
+    let mut sql = Sql::new("SELECT number FROM allod_migrations WHERE service = ", tx.connection.postgres());
+    sql.bind(Value::Text(service.to_owned()));
+    let rows = tx.connection.query(&sql.text, &sql.params)?;
+    Ok(rows.iter().filter_map(|r| r.first()).filter_map(|v| u32::try_from(v.int()).ok()).collect())
+}
+
+fn apply(tx: &mut Tx<'_>, service: &'static str, migration: &Migration) -> Result<()> {
+    lock(tx)?;
+    if applied(tx, service)?.contains(&migration.number) {
+        return Ok(());
+    }
+    for step in migration.steps {
+        (step.0)(tx)?;
+    }
+    let mut sql = Sql::new(
+        "INSERT INTO allod_migrations (service, number, name, at) VALUES (",
+        tx.connection.postgres(),
+    );
+    sql.bind(Value::Text(service.to_owned()))
+        .push(", ")
+        .bind(Value::Int(i64::from(migration.number)))
+        .push(", ");
+    sql.bind(Value::Text(migration.name.to_owned())).push(", ").bind(Value::Int(tx.now().0)).push(")");
+    tx.connection.execute(&sql.text, &sql.params)?;
+    Ok(())
+}

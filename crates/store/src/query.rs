@@ -1,0 +1,360 @@
+//! What to list: filters, order, a page.
+
+use base::{Error, Result};
+use serde::Serialize;
+
+use crate::resource::{ColumnKind, Resource};
+use crate::value::Value;
+
+/// Ascending or descending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// Smallest first.
+    #[default]
+    Asc,
+    /// Largest first.
+    Desc,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Filter {
+    Compare(&'static str, &'static str, Value),
+    In(&'static str, Vec<Value>),
+    Null(&'static str, bool),
+    Like(&'static str, String),
+    Any(Vec<Filter>),
+    All(Vec<Filter>),
+}
+
+/// A question to one table. Columns are declared fields and `id`, `created_at`, `updated_at`, `generation`, `revision`.
+#[derive(Debug, Clone, Default)]
+pub struct Query {
+    pub(crate) filters: Vec<Filter>,
+    pub(crate) sort: Vec<(&'static str, Order)>,
+    pub(crate) after: Option<String>,
+    pub(crate) limit: Option<usize>,
+    /// A value that cannot be stored; told when the query is run.
+    pub(crate) broken: Option<String>,
+}
+
+impl Query {
+    /// Everything, in id order.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn compare(mut self, column: &'static str, operator: &'static str, value: impl Serialize) -> Self {
+        match Value::of(value) {
+            Ok(Value::Null) if operator == "=" => self.filters.push(Filter::Null(column, true)),
+            Ok(Value::Null) if operator == "<>" => self.filters.push(Filter::Null(column, false)),
+            Ok(value) => self.filters.push(Filter::Compare(column, operator, value)),
+            Err(error) => self.broken = Some(error.public().to_owned()),
+        }
+        self
+    }
+
+    /// `column` is `value` (`None` means: is null).
+    #[must_use]
+    pub fn eq(self, column: &'static str, value: impl Serialize) -> Self {
+        self.compare(column, "=", value)
+    }
+
+    /// `column` is not `value`. Null is not equal to anything, and is left out.
+    #[must_use]
+    pub fn ne(self, column: &'static str, value: impl Serialize) -> Self {
+        self.compare(column, "<>", value)
+    }
+
+    /// `column` is larger than `value`.
+    #[must_use]
+    pub fn gt(self, column: &'static str, value: impl Serialize) -> Self {
+        self.compare(column, ">", value)
+    }
+
+    /// `column` is `value` or larger.
+    #[must_use]
+    pub fn ge(self, column: &'static str, value: impl Serialize) -> Self {
+        self.compare(column, ">=", value)
+    }
+
+    /// `column` is smaller than `value`.
+    #[must_use]
+    pub fn lt(self, column: &'static str, value: impl Serialize) -> Self {
+        self.compare(column, "<", value)
+    }
+
+    /// `column` is `value` or smaller.
+    #[must_use]
+    pub fn le(self, column: &'static str, value: impl Serialize) -> Self {
+        self.compare(column, "<=", value)
+    }
+
+    /// `column` is one of `values`; any number of them.
+    #[must_use]
+    pub fn is_in<V: Serialize>(mut self, column: &'static str, values: impl IntoIterator<Item = V>) -> Self {
+        match values.into_iter().map(Value::of).collect::<Result<Vec<_>>>() {
+            Ok(values) => self.filters.push(Filter::In(column, values)),
+            Err(error) => self.broken = Some(error.public().to_owned()),
+        }
+        self
+    }
+
+    /// `column` is null.
+    #[must_use]
+    pub fn is_null(mut self, column: &'static str) -> Self {
+        self.filters.push(Filter::Null(column, true));
+        self
+    }
+
+    /// `column` is not null.
+    #[must_use]
+    pub fn is_not_null(mut self, column: &'static str) -> Self {
+        self.filters.push(Filter::Null(column, false));
+        self
+    }
+
+    fn like(mut self, column: &'static str, text: &str, before: &str) -> Self {
+        if text.contains('\0') {
+            self.broken = Some("NUL characters are not allowed.".into());
+            return self;
+        }
+        let escaped = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+        self.filters.push(Filter::Like(column, format!("{before}{escaped}%")));
+        self
+    }
+
+    /// `column` begins with `text` (ASCII case may be ignored).
+    #[must_use]
+    pub fn prefix(self, column: &'static str, text: &str) -> Self {
+        self.like(column, text, "")
+    }
+
+    /// `column` contains `text` (ASCII case may be ignored).
+    #[must_use]
+    pub fn contains(self, column: &'static str, text: &str) -> Self {
+        self.like(column, text, "%")
+    }
+
+    /// At least one of `queries`' filters holds (their order and page are ignored).
+    #[must_use]
+    pub fn any_of(mut self, queries: impl IntoIterator<Item = Query>) -> Self {
+        let mut any = Vec::new();
+        for query in queries {
+            self.broken = self.broken.or(query.broken);
+            any.push(Filter::All(query.filters));
+        }
+        self.filters.push(Filter::Any(any));
+        self
+    }
+
+    /// Sorts by `column`; called again for further columns. Ties are broken by id.
+    #[must_use]
+    pub fn sort(mut self, column: &'static str, order: Order) -> Self {
+        self.sort.push((column, order));
+        self
+    }
+
+    /// Begins after the resource with this id, in the query's order; `None` begins at the start.
+    #[must_use]
+    pub fn after(mut self, marker: Option<impl ToString>) -> Self {
+        self.after = marker.map(|m| m.to_string());
+        self
+    }
+
+    /// At most `limit` resources.
+    #[must_use]
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// At most `limit` resources where there is one.
+    #[must_use]
+    pub fn limit_opt(mut self, limit: Option<usize>) -> Self {
+        self.limit = limit.or(self.limit);
+        self
+    }
+}
+
+/// SQL of one dialect with its parameters, numbered `$1`, `$2`, … in order of appearance.
+pub(crate) struct Sql {
+    pub text: String,
+    pub params: Vec<Value>,
+    pub postgres: bool,
+}
+
+impl Sql {
+    pub fn new(text: impl Into<String>, postgres: bool) -> Self {
+        Sql { text: text.into(), params: Vec::new(), postgres }
+    }
+
+    pub fn push(&mut self, text: &str) -> &mut Self {
+        self.text.push_str(text);
+        self
+    }
+
+    pub fn bind(&mut self, value: Value) -> &mut Self {
+        self.params.push(value);
+        let n = self.params.len();
+        self.text.push_str(&format!("${n}"));
+        self
+    }
+
+    /// ` WHERE …` of the query's filters.
+    pub fn filters<R: Resource>(&mut self, query: &Query) -> Result<()> {
+        if let Some(broken) = &query.broken {
+            return Err(Error::bad_request(broken.clone()));
+        }
+        self.push(" WHERE ");
+        self.all::<R>(&query.filters)
+    }
+
+    fn all<R: Resource>(&mut self, filters: &[Filter]) -> Result<()> {
+        if filters.is_empty() {
+            self.push("1=1");
+        }
+        for (i, filter) in filters.iter().enumerate() {
+            if i > 0 {
+                self.push(" AND ");
+            }
+            self.filter::<R>(filter)?;
+        }
+        Ok(())
+    }
+
+    fn filter<R: Resource>(&mut self, filter: &Filter) -> Result<()> {
+        match filter {
+            Filter::Compare(name, operator, value) => {
+                if kind::<R>(name)? != kind_of_value(value) {
+                    // A number asked of a text column or the reverse: equal to nothing.
+                    self.push(if *operator == "<>" { "1=1" } else { "1=0" });
+                    return Ok(());
+                }
+                self.push(name).push(" ").push(operator).push(" ");
+                self.bind(value.clone());
+            }
+            Filter::In(name, values) => self.one_of::<R>(name, values)?,
+            Filter::Null(name, is) => {
+                kind::<R>(name)?;
+                self.push(name).push(if *is { " IS NULL" } else { " IS NOT NULL" });
+            }
+            Filter::Like(name, pattern) => {
+                kind::<R>(name)?;
+                self.push(name).push(" LIKE ");
+                self.bind(Value::Text(pattern.clone())).push(" ESCAPE '\\'");
+            }
+            Filter::Any(filters) if filters.is_empty() => {
+                self.push("1=0");
+            }
+            Filter::Any(filters) => {
+                for (i, filter) in filters.iter().enumerate() {
+                    self.push(if i > 0 { " OR " } else { "(" });
+                    self.filter::<R>(filter)?;
+                }
+                self.push(")");
+            }
+            Filter::All(filters) => {
+                self.push("(");
+                self.all::<R>(filters)?;
+                self.push(")");
+            }
+        }
+        Ok(())
+    }
+
+    /// One parameter for any number of values, so that the statement stays the same and stays prepared.
+    fn one_of<R: Resource>(&mut self, name: &'static str, values: &[Value]) -> Result<()> {
+        let kind = kind::<R>(name)?;
+        let json: Vec<serde_json::Value> = values
+            .iter()
+            .filter(|v| kind_of_value(v) == kind)
+            .filter_map(|v| match v {
+                Value::Int(n) => Some((*n).into()),
+                Value::Text(text) => Some(text.clone().into()),
+                Value::Null => None,
+            })
+            .collect();
+        let list = Value::Text(serde_json::Value::Array(json).to_string());
+        self.push(name);
+        match (self.postgres, kind) {
+            (false, _) => self.push(" IN (SELECT value FROM json_each(").bind(list).push("))"),
+            (true, ColumnKind::Text) => self
+                .push(" IN (SELECT jsonb_array_elements_text(CAST(CAST(")
+                .bind(list)
+                .push(" AS TEXT) AS JSONB)))"),
+            (true, ColumnKind::Int) => self
+                .push(" IN (SELECT CAST(jsonb_array_elements_text(CAST(CAST(")
+                .bind(list)
+                .push(" AS TEXT) AS JSONB)) AS BIGINT))"),
+        };
+        Ok(())
+    }
+
+    /// ` ORDER BY … LIMIT …`.
+    pub fn order<R: Resource>(&mut self, query: &Query) -> Result<()> {
+        self.push(" ORDER BY ");
+        for (name, order) in &query.sort {
+            let expression = sortable::<R>(name)?;
+            self.push(&expression).push(if *order == Order::Asc { ", " } else { " DESC, " });
+        }
+        self.push("id").push(if id_order(query) == Order::Asc { "" } else { " DESC" });
+        if let Some(limit) = query.limit {
+            self.push(" LIMIT ").bind(Value::Int(i64::try_from(limit).unwrap_or(i64::MAX)));
+        }
+        Ok(())
+    }
+
+    /// ` AND (…)`: what comes after a row with these sort values.
+    pub fn after<R: Resource>(&mut self, query: &Query, row: &[Value], id: &str) -> Result<()> {
+        self.push(" AND (");
+        for i in 0..=query.sort.len() {
+            self.push(if i > 0 { " OR (" } else { "(" });
+            for (j, (name, order)) in query.sort.iter().enumerate().take(i + 1) {
+                let operator = if j < i {
+                    " = "
+                } else if *order == Order::Asc {
+                    " > "
+                } else {
+                    " < "
+                };
+                let value = row.get(j).cloned().unwrap_or(Value::Null);
+                self.push(&sortable::<R>(name)?).push(operator);
+                self.bind(value).push(if j < i { " AND " } else { "" });
+            }
+            if i == query.sort.len() {
+                self.push(if id_order(query) == Order::Asc { "id > " } else { "id < " });
+                self.bind(Value::Text(id.to_owned()));
+            }
+            self.push(")");
+        }
+        self.push(")");
+        Ok(())
+    }
+}
+
+fn id_order(query: &Query) -> Order {
+    query.sort.last().map_or(Order::Asc, |(_, order)| *order)
+}
+
+/// Nulls sort first in one engine and last in the other: they are given a value.
+pub(crate) fn sortable<R: Resource>(name: &str) -> Result<String> {
+    Ok(match kind::<R>(name)? {
+        _ if ["id", "created_at", "updated_at", "generation", "revision"].contains(&name) => name.to_owned(),
+        ColumnKind::Text => format!("COALESCE({name}, '')"),
+        ColumnKind::Int => format!("COALESCE({name}, -1)"),
+    })
+}
+
+fn kind_of_value(value: &Value) -> ColumnKind {
+    if matches!(value, Value::Int(_)) { ColumnKind::Int } else { ColumnKind::Text }
+}
+
+/// The kind of a column that queries may use.
+fn kind<R: Resource>(name: &str) -> Result<ColumnKind> {
+    let known = ["id", "created_at", "updated_at", "generation", "revision"].contains(&name)
+        || R::columns().contains(&name);
+    match R::column_kind(name) {
+        Some(kind) if known => Ok(kind),
+        _ => Err(Error::internal(format!("{} has no column {name}", R::TABLE))),
+    }
+}

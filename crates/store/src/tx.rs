@@ -1,0 +1,364 @@
+//! What a transaction can do.
+
+use base::{Error, Result, Timestamp};
+
+use crate::outbox::Wake;
+use crate::query::{Query, Sql, sortable};
+use crate::resource::{ColumnKind, Resource, conflict};
+use crate::value::Value;
+
+/// How an engine runs a statement; `$n` parameters in order of appearance.
+pub(crate) trait Connection {
+    fn postgres(&self) -> bool;
+    fn query(&mut self, sql: &str, params: &[Value]) -> Result<Vec<Vec<Value>>, Failure>;
+    fn execute(&mut self, sql: &str, params: &[Value]) -> Result<u64, Failure>;
+    /// Runs statements without parameters.
+    fn batch(&mut self, sql: &str) -> Result<(), Failure>;
+}
+
+/// What an engine says when a statement fails.
+pub(crate) enum Failure {
+    /// A unique index refused: its name, or the columns (SQLite tells only those).
+    Unique(String),
+    /// Another writer was in the way.
+    Retry(String),
+    /// Everything else.
+    Other(Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unique(what) => Error::conflict("It exists already.").caused_by(what),
+            Failure::Retry(why) => Error::retry(why),
+            Failure::Other(error) => error,
+        }
+    }
+}
+
+/// A transaction. Its moment stands still: everything it writes has the same time.
+pub struct Tx<'a> {
+    pub(crate) connection: &'a mut dyn Connection,
+    now: Timestamp,
+    writable: bool,
+    pub(crate) wakes: Vec<Wake>,
+}
+
+impl<'a> Tx<'a> {
+    pub(crate) fn new(connection: &'a mut dyn Connection, now: Timestamp, writable: bool) -> Self {
+        Tx { connection, now, writable, wakes: Vec::new() }
+    }
+
+    /// The transaction's moment.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    fn sql(&self, text: impl Into<String>) -> Sql {
+        Sql::new(text, self.connection.postgres())
+    }
+
+    fn rows(&mut self, sql: &Sql) -> Result<Vec<Vec<Value>>> {
+        Ok(self.connection.query(&sql.text, &sql.params)?)
+    }
+
+    fn may_write(&self) -> Result<()> {
+        if self.writable { Ok(()) } else { Err(Error::internal("a read transaction tried to write")) }
+    }
+
+    /// The resource with this id, if there is one.
+    ///
+    /// # Errors
+    /// From the database only.
+    pub fn get<R: Resource>(&mut self, id: &R::Id) -> Result<Option<R>> {
+        self.by_text::<R>(&id.to_string())
+    }
+
+    fn by_text<R: Resource>(&mut self, id: &str) -> Result<Option<R>> {
+        if id.contains('\0') {
+            return Ok(None);
+        }
+        let mut sql = self.sql(format!("SELECT {BODY} FROM {} WHERE id = ", R::TABLE));
+        sql.bind(Value::Text(id.to_owned()));
+        self.rows(&sql)?.into_iter().next().map(decode).transpose()
+    }
+
+    /// The resource with this id.
+    ///
+    /// # Errors
+    /// `NotFound` that names kind and id.
+    pub fn need<R: Resource>(&mut self, id: &R::Id) -> Result<R> {
+        self.get(id)?.ok_or_else(|| Error::not_found(format!("{} {id} could not be found.", R::KIND)))
+    }
+
+    /// Resources that match, in order.
+    ///
+    /// # Errors
+    /// `BadRequest` where the marker of [`Query::after`] is unknown or a value cannot be stored.
+    pub fn list<R: Resource>(&mut self, query: &Query) -> Result<Vec<R>> {
+        self.select::<R>(BODY, query)?.into_iter().map(decode).collect()
+    }
+
+    /// Ids (as text) of resources that match, in order.
+    ///
+    /// # Errors
+    /// As [`Tx::list`].
+    pub fn list_ids<R: Resource>(&mut self, query: &Query) -> Result<Vec<String>> {
+        Ok(self
+            .select::<R>("id", query)?
+            .into_iter()
+            .filter_map(|r| r.into_iter().next())
+            .map(Value::text)
+            .collect())
+    }
+
+    fn select<R: Resource>(&mut self, what: &str, query: &Query) -> Result<Vec<Vec<Value>>> {
+        let mut sql = self.sql(format!("SELECT {what} FROM {}", R::TABLE));
+        sql.filters::<R>(query)?;
+        if let Some(marker) = &query.after {
+            let values = self.sort_values::<R>(query, marker)?;
+            sql.after::<R>(query, &values, marker)?;
+        }
+        sql.order::<R>(query)?;
+        self.rows(&sql)
+    }
+
+    fn sort_values<R: Resource>(&mut self, query: &Query, marker: &str) -> Result<Vec<Value>> {
+        let unknown = || Error::bad_request(format!("marker: {marker} could not be found."));
+        if marker.contains('\0') {
+            return Err(unknown());
+        }
+        let mut columns = vec!["id".to_owned()];
+        for (name, _) in &query.sort {
+            columns.push(sortable::<R>(name)?);
+        }
+        let mut sql = self.sql(format!("SELECT {} FROM {} WHERE id = ", columns.join(", "), R::TABLE));
+        sql.bind(Value::Text(marker.to_owned()));
+        let row = self.rows(&sql)?.into_iter().next().ok_or_else(unknown)?;
+        Ok(row.into_iter().skip(1).collect())
+    }
+
+    /// The first that matches.
+    ///
+    /// # Errors
+    /// As [`Tx::list`].
+    pub fn first<R: Resource>(&mut self, query: &Query) -> Result<Option<R>> {
+        Ok(self.list::<R>(&query.clone().limit(1))?.into_iter().next())
+    }
+
+    /// Whether any matches.
+    ///
+    /// # Errors
+    /// As [`Tx::list`].
+    pub fn exists<R: Resource>(&mut self, query: &Query) -> Result<bool> {
+        Ok(!self.list_ids::<R>(&query.clone().limit(1))?.is_empty())
+    }
+
+    /// How many match (order and page are ignored).
+    ///
+    /// # Errors
+    /// As [`Tx::list`].
+    pub fn count<R: Resource>(&mut self, query: &Query) -> Result<u64> {
+        self.number::<R>("COUNT(*)", query)
+    }
+
+    /// Sum of an integer column over those that match (order and page are ignored).
+    ///
+    /// # Errors
+    /// As [`Tx::list`].
+    pub fn sum<R: Resource>(&mut self, column: &'static str, query: &Query) -> Result<u64> {
+        if R::column_kind(column) != Some(ColumnKind::Int) {
+            return Err(Error::internal(format!("{}.{column} is no integer column", R::TABLE)));
+        }
+        self.number::<R>(&format!("CAST(COALESCE(SUM({column}), 0) AS BIGINT)"), query)
+    }
+
+    fn number<R: Resource>(&mut self, expression: &str, query: &Query) -> Result<u64> {
+        let mut sql = self.sql(format!("SELECT {expression} FROM {}", R::TABLE));
+        sql.filters::<R>(query)?;
+        let rows = self.rows(&sql)?;
+        let value = rows.first().and_then(|r| r.first()).map_or(0, Value::int);
+        Ok(u64::try_from(value).unwrap_or(0))
+    }
+
+    /// Inserts; sets the resource's meta (generation 1, revision 1, the transaction's moment).
+    ///
+    /// # Errors
+    /// `Conflict` that names the columns; see [`crate::unique_violation`].
+    pub fn insert<R: Resource>(&mut self, resource: &mut R) -> Result<()> {
+        self.may_write()?;
+        let now = self.now;
+        *resource.meta_mut() = crate::Meta { generation: 1, revision: 1, created_at: now, updated_at: now };
+        let columns = R::columns();
+        let (body, values) = encode(resource, &columns)?;
+        let names: String = columns.iter().map(|c| format!(", {c}")).collect();
+        let mut sql = self.sql(format!(
+            "INSERT INTO {} (id, body, generation, revision, created_at, updated_at{names}) VALUES (",
+            R::TABLE
+        ));
+        sql.bind(Value::Text(resource.id().to_string()).no_nul()?)
+            .push(", ")
+            .bind(Value::Text(body))
+            .push(", 1, 1, ");
+        sql.bind(Value::Int(now.0)).push(", ").bind(Value::Int(now.0));
+        for value in values {
+            sql.push(", ").bind(value);
+        }
+        sql.push(")");
+        match self.connection.execute(&sql.text, &sql.params) {
+            Ok(_) => Ok(()),
+            Err(Failure::Unique(what)) => Err(conflict::<R>(violated::<R>(&what))),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Writes a change of the spec: generation + 1, revision + 1.
+    ///
+    /// # Errors
+    /// `Retry` where someone else wrote since it was read (the transaction is run again), `Conflict` by uniqueness.
+    pub fn update<R: Resource>(&mut self, resource: &mut R) -> Result<()> {
+        self.put(resource, 1)
+    }
+
+    /// Writes a change of the status: revision + 1.
+    ///
+    /// # Errors
+    /// As [`Tx::update`].
+    pub fn update_status<R: Resource>(&mut self, resource: &mut R) -> Result<()> {
+        self.put(resource, 0)
+    }
+
+    fn put<R: Resource>(&mut self, resource: &mut R, generations: u64) -> Result<()> {
+        self.may_write()?;
+        let held = *resource.meta();
+        let columns = R::columns();
+        let (body, values) = encode(resource, &columns)?;
+        let meta = crate::Meta {
+            generation: held.generation + generations,
+            revision: held.revision + 1,
+            created_at: held.created_at,
+            updated_at: self.now,
+        };
+        let number = |n: u64| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
+        let mut sql = self.sql(format!("UPDATE {} SET body = ", R::TABLE));
+        sql.bind(Value::Text(body)).push(", generation = ").bind(number(meta.generation));
+        sql.push(", revision = ")
+            .bind(number(meta.revision))
+            .push(", updated_at = ")
+            .bind(Value::Int(self.now.0));
+        for (column, value) in columns.iter().zip(values) {
+            sql.push(", ").push(column).push(" = ").bind(value);
+        }
+        sql.push(" WHERE id = ").bind(Value::Text(resource.id().to_string()));
+        sql.push(" AND revision = ").bind(number(held.revision));
+        match self.connection.execute(&sql.text, &sql.params) {
+            Ok(0) => Err(Error::retry(format!("{} {} was changed or deleted", R::KIND, resource.id()))),
+            Ok(_) => {
+                *resource.meta_mut() = meta;
+                Ok(())
+            }
+            Err(Failure::Unique(what)) => Err(conflict::<R>(violated::<R>(&what))),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Deletes; `false` where there was nothing.
+    ///
+    /// # Errors
+    /// From the database only.
+    pub fn delete<R: Resource>(&mut self, id: &R::Id) -> Result<bool> {
+        self.may_write()?;
+        let mut sql = self.sql(format!("DELETE FROM {} WHERE id = ", R::TABLE));
+        sql.bind(Value::Text(id.to_string()).no_nul()?);
+        Ok(self.connection.execute(&sql.text, &sql.params)? > 0)
+    }
+
+    /// Deletes all that match; answers how many (order and page are ignored).
+    ///
+    /// # Errors
+    /// As [`Tx::list`].
+    pub fn delete_where<R: Resource>(&mut self, query: &Query) -> Result<u64> {
+        self.may_write()?;
+        let mut sql = self.sql(format!("DELETE FROM {}", R::TABLE));
+        sql.filters::<R>(query)?;
+        Ok(self.connection.execute(&sql.text, &sql.params)?)
+    }
+
+    /// Wakes the reconciler `kind` for `key` once this transaction is committed, and again after a crash until it was
+    /// worked on.
+    pub fn wake(&mut self, kind: &'static str, key: impl ToString) {
+        let key = key.to_string();
+        if !self.wakes.iter().any(|w| w.kind == kind && w.key == key) {
+            self.wakes.push(Wake { kind, key, seq: 0 });
+        }
+    }
+}
+
+const BODY: &str = "body, generation, revision, created_at, updated_at";
+
+fn decode<R: Resource>(row: Vec<Value>) -> Result<R> {
+    let mut row = row.into_iter();
+    let body = row.next().map(Value::text).unwrap_or_default();
+    let mut resource: R =
+        serde_json::from_str(&body).map_err(|e| Error::internal(format!("{}: {e}", R::TABLE)))?;
+    let mut next = || row.next().as_ref().map_or(0, Value::int);
+    let unsigned = |n: i64| u64::try_from(n).unwrap_or(0);
+    *resource.meta_mut() = crate::Meta {
+        generation: unsigned(next()),
+        revision: unsigned(next()),
+        created_at: Timestamp(next()),
+        updated_at: Timestamp(next()),
+    };
+    Ok(resource)
+}
+
+/// Body and column values of a resource.
+fn encode<R: Resource>(resource: &R, columns: &[&'static str]) -> Result<(String, Vec<Value>)> {
+    let json = serde_json::to_value(resource).map_err(Error::internal)?;
+    let mut values = Vec::with_capacity(columns.len());
+    for column in columns {
+        let value = Value::of_json(json.get(column).unwrap_or(&serde_json::Value::Null))
+            .map_err(|e| Error::bad_request(format!("{column}: {}", e.public())))?;
+        let kind = R::column_kind(column).unwrap_or(ColumnKind::Text);
+        if matches!((&value, kind), (Value::Int(_), ColumnKind::Text) | (Value::Text(_), ColumnKind::Int)) {
+            return Err(Error::internal(format!("{}.{column} does not hold its kind", R::TABLE)));
+        }
+        values.push(value);
+    }
+    let body = json.to_string();
+    // JSON text escapes NUL as \u0000: storable, but refused all the same, so that both engines answer alike.
+    if body.contains("\\u0000") && has_nul(&json) {
+        return Err(Error::bad_request("NUL characters are not allowed."));
+    }
+    Ok((body, values))
+}
+
+fn has_nul(json: &serde_json::Value) -> bool {
+    match json {
+        serde_json::Value::String(text) => text.contains('\0'),
+        serde_json::Value::Array(items) => items.iter().any(has_nul),
+        serde_json::Value::Object(map) => map.iter().any(|(k, v)| k.contains('\0') || has_nul(v)),
+        _ => false,
+    }
+}
+
+impl Value {
+    fn no_nul(self) -> Result<Self> {
+        match &self {
+            Value::Text(text) if text.contains('\0') => {
+                Err(Error::bad_request("NUL characters are not allowed."))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+/// The unique group an engine complains about: PostgreSQL names the index, SQLite `table.column, table.column`.
+fn violated<R: Resource>(what: &str) -> &'static [&'static str] {
+    let columns: Vec<&str> = what.split(", ").filter_map(|c| c.rsplit('.').next()).collect();
+    R::UNIQUE
+        .iter()
+        .find(|group| crate::migrate::unique_index(R::TABLE, group) == what || group.iter().eq(columns.iter()))
+        .copied()
+        .unwrap_or(&["id"])
+}

@@ -1,0 +1,143 @@
+//! A PostgreSQL server of the test's own: shared by the tests of this process, on a unix socket, gone with the process.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// One database of the shared cluster, or of the server named by `ALLOD_TEST_POSTGRES`.
+pub struct Server {
+    cluster: Option<Arc<Cluster>>,
+    url: String,
+}
+
+struct Cluster {
+    dir: tempfile::TempDir,
+    child: Mutex<std::process::Child>,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
+        let (cluster, base) = match std::env::var("ALLOD_TEST_POSTGRES") {
+            Ok(url) => (None, url),
+            Err(_) => {
+                let cluster = Cluster::shared();
+                let host = cluster.dir.path().display().to_string().replace('/', "%2F");
+                (Some(cluster), format!("postgresql://postgres@{host}"))
+            }
+        };
+        let made = Command::new(tool("psql"))
+            .args([&format!("{base}/postgres"), "-qc", &format!("CREATE DATABASE {name}")])
+            .status()
+            .unwrap();
+        assert!(made.success(), "cannot make a database");
+        Server { cluster, url: format!("{base}/{name}") }
+    }
+
+    pub fn url(&self) -> String {
+        assert!(self.cluster.is_some() || std::env::var("ALLOD_TEST_POSTGRES").is_ok());
+        self.url.clone()
+    }
+}
+
+impl Cluster {
+    fn shared() -> Arc<Self> {
+        let mut shared = SHARED.lock().unwrap();
+        if let Some(cluster) = shared.upgrade() {
+            return cluster;
+        }
+        let cluster = Arc::new(Cluster::start());
+        *shared = Arc::downgrade(&cluster);
+        cluster
+    }
+
+    fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").unwrap();
+        if is_root() {
+            // PostgreSQL refuses to run as root.
+            assert!(
+                Command::new("chown")
+                    .args(["nobody", &dir.path().display().to_string()])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        }
+        let data = dir.path().join("data");
+        let mut init = unprivileged(&tool("initdb"));
+        init.args(["-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C", "-D"]).arg(&data);
+        let output = init.output().unwrap();
+        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        let child = unprivileged(&tool("postgres"))
+            .arg("-D")
+            .arg(&data)
+            .arg("-k")
+            .arg(dir.path())
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "fsync=off",
+                "-c",
+                "max_connections=300",
+                "-c",
+                "shared_buffers=32MB",
+            ])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let cluster = Cluster { dir, child: Mutex::new(child) };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !cluster.answers() {
+            assert!(std::time::Instant::now() < deadline, "PostgreSQL did not start");
+            std::thread::park_timeout(std::time::Duration::from_millis(20));
+        }
+        cluster
+    }
+
+    fn answers(&self) -> bool {
+        let ask = Command::new(tool("pg_isready")).arg("-q").arg("-h").arg(self.dir.path()).status();
+        ask.is_ok_and(|s| s.success())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let mut child = self.child.lock().unwrap();
+        // SIGQUIT: immediate shutdown, children included.
+        let _ = Command::new("kill").args(["-QUIT", &child.id().to_string()]).status();
+        let _ = child.wait();
+    }
+}
+
+fn is_root() -> bool {
+    String::from_utf8_lossy(&Command::new("id").arg("-u").output().unwrap().stdout).trim() == "0"
+}
+
+fn unprivileged(tool: &Path) -> Command {
+    if is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(tool);
+        command
+    } else {
+        Command::new(tool)
+    }
+}
+
+fn tool(name: &str) -> PathBuf {
+    let mut found: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path().join("bin").join(name))
+        .filter(|p| p.exists())
+        .collect();
+    found.sort();
+    found.pop().unwrap_or_else(|| PathBuf::from(name))
+}
