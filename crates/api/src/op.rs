@@ -73,8 +73,8 @@ pub struct OpInfo {
     pub action: Option<Cow<'static, str>>,
     /// Name of its policy rule.
     pub policy: Cow<'static, str>,
-    /// The rule unless the operator overrides it.
-    pub default_rule: Cow<'static, str>,
+    /// The rule unless the operator overrides it; `None` = [`OpInfo::rule`] by method.
+    pub default_rule: Option<Cow<'static, str>>,
     /// Scopes a token may have; empty = any.
     pub scopes: &'static [ScopeKind],
     /// Status of a success.
@@ -95,6 +95,15 @@ pub struct OpInfo {
     pub consumes: &'static [&'static str],
     /// Schema of the body.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
+}
+
+impl OpInfo {
+    /// The rule unless the operator overrides it: the one given, else reader or member of the project, or admin.
+    pub fn rule(&self) -> &str {
+        let reads = self.method == Method::GET || self.method == Method::HEAD;
+        let by_method = if reads { "rule:project_reader_or_admin" } else { "rule:project_member_or_admin" };
+        self.default_rule.as_deref().unwrap_or(by_method)
+    }
 }
 
 /// One operation of a service: [`OpInfo`] and the handler.
@@ -200,7 +209,11 @@ impl<S: Send + Sync + 'static> Op<S> {
         let mut info = Self::describe(method, path, action, policy);
         let bodiless = TypeId::of::<T>() == TypeId::of::<()>();
         info.body = if bodiless && info.action.is_none() { BodyKind::None } else { BodyKind::Json };
-        info.schema = <T as JsonSchema>::json_schema;
+        info.schema = match bodiless {
+            // An action without arguments takes anything under its key.
+            true => <serde_json::Value as JsonSchema>::json_schema,
+            false => <T as JsonSchema>::json_schema,
+        };
         let key = info.action.clone();
         let handler: Handler<S> = Arc::new(move |cx, head, body| {
             let bytes = match body {
@@ -225,16 +238,13 @@ impl<S: Send + Sync + 'static> Op<S> {
             id.push_str(action);
         }
         let status = if method == Method::DELETE || method == Method::HEAD { 204 } else { 200 };
-        let reads = method == Method::GET || method == Method::HEAD;
-        let default_rule =
-            if reads { "rule:project_reader_or_admin" } else { "rule:project_member_or_admin" };
         OpInfo {
             id,
             method,
             path,
             action,
             policy,
-            default_rule: Cow::Borrowed(default_rule),
+            default_rule: None,
             scopes: &[],
             status,
             since: Mv::MIN,
@@ -301,7 +311,7 @@ impl<S: Send + Sync + 'static> Op<S> {
     /// `rule:project_reader_or_admin` for GET and HEAD, `rule:project_member_or_admin` for the others.
     #[must_use]
     pub fn default_rule(mut self, rule: impl Into<Cow<'static, str>>) -> Self {
-        self.info.default_rule = rule.into();
+        self.info.default_rule = Some(rule.into());
         self
     }
 

@@ -224,3 +224,66 @@ impl<'de> Deserializer<'de> for Values<'de> {
         i128 u128 char str string bytes byte_buf unit unit_struct tuple tuple_struct map struct identifier ignored_any
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Filter {
+        #[serde(default)]
+        limit: Option<u32>,
+        #[serde(default)]
+        shared: Option<bool>,
+        #[serde(default)]
+        tags: Vec<String>,
+        #[serde(default)]
+        size: Option<crate::types::LaxInt<0, 9>>,
+    }
+
+    #[test]
+    fn reads_a_struct() {
+        let query = Query::from_text("limit=7&tags=a&tags=b%20c&shared=True&size=3").unwrap();
+        let filter: Filter = query.parse().unwrap();
+        assert_eq!((filter.limit, filter.shared, filter.tags.len()), (Some(7), Some(true), 2));
+        assert_eq!(filter.size.unwrap().get(), 3);
+        assert_eq!(
+            query.rebuild(&["limit"], &[("marker", "ä")]),
+            "tags=a&tags=b%20c&shared=True&size=3&marker=%C3%A4"
+        );
+    }
+
+    #[test]
+    fn names_what_is_wrong() {
+        for (text, expected) in [
+            ("limit=x", "'limit': 'x' is not a valid number"),
+            ("limit=-1", "'limit'"),
+            ("shared=maybe", "'shared': 'maybe' is not a boolean"),
+            ("size=10", "'size': 10 is greater"),
+            ("colour=red", "colour"),
+        ] {
+            let error = Query::from_text(text).unwrap().parse::<Filter>().unwrap_err();
+            assert!(error.public().contains(expected), "{text}: {error}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(text in ".{0,200}") {
+            if let Ok(query) = Query::from_text(&text) {
+                let _ = query.parse::<Filter>();
+                let _ = query.parse::<std::collections::HashMap<String, String>>();
+            }
+        }
+
+        #[test]
+        fn what_is_encoded_is_decoded(pairs in proptest::collection::vec(("[^\0]{1,20}", "[^\0]{0,20}"), 0..6)) {
+            let with: Vec<_> = pairs.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+            let text = Query::default().rebuild(&[], &with);
+            let query = Query::from_text(&text).unwrap();
+            proptest::prop_assert_eq!(query.iter().collect::<Vec<_>>(), with);
+        }
+    }
+}

@@ -17,6 +17,7 @@ use base::{Entropy, Error, Kind, Result};
 use bytes::Bytes;
 use contract::{AuthContext, Scope};
 use futures::FutureExt;
+use tracing::Instrument;
 
 use crate::metrics::ServiceMetrics;
 use crate::op::{BodyKind, Handler, Incoming, TokenNeed};
@@ -64,6 +65,9 @@ impl<S> Clone for Route<S> {
         Route { info: self.info.clone(), handler: self.handler.clone(), index: self.index }
     }
 }
+
+/// Path parameters by name.
+type Params = Vec<(String, String)>;
 
 /// What is at one path: by method, all operations (of different microversions or actions).
 struct Place<S> {
@@ -129,7 +133,7 @@ impl<S: Service> Table<S> {
     }
 
     /// The place of a path, and the path's parameters. A trailing slash is of no meaning.
-    fn find(&self, path: &str) -> Option<(&Place<S>, Vec<(String, String)>)> {
+    fn find(&self, path: &str) -> Option<(&Place<S>, Params)> {
         let found = self.paths.at(path).or_else(|error| match path.strip_suffix('/') {
             Some(shorter) if !shorter.is_empty() => self.paths.at(shorter),
             _ => Err(error),
@@ -228,7 +232,10 @@ impl<S: Service> Table<S> {
             allow: None,
         };
         let global = global_request_id(&parts.headers).map(str::to_owned);
-        let result = AssertUnwindSafe(self.run(&mut progress, parts, body)).catch_unwind().await;
+        let global_id = global.as_deref().unwrap_or("");
+        let span = tracing::info_span!("request", id = %progress.request_id, global_id);
+        let run = AssertUnwindSafe(self.run(&mut progress, parts, body)).catch_unwind();
+        let result = run.instrument(span).await;
         let result = result.unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
         let mut response = match result {
             Ok((reply, status)) => finish(reply, status),
@@ -250,7 +257,7 @@ impl<S: Service> Table<S> {
         self.metrics.count(progress.op.as_ref().map(|(index, _)| *index), status, took);
         tracing::debug!(
             service = self.dialect.service_type, op = progress.id(), request_id = %progress.request_id,
-            global_request_id = global.as_deref().unwrap_or(""), status, micros = took.as_micros(), "request"
+            global_request_id = global_id, status, micros = took.as_micros(), "request"
         );
         response
     }
@@ -281,9 +288,11 @@ impl<S: Service> Table<S> {
                 .iter()
                 .find(|r| r.serves(mv) && r.info.action.as_deref() == Some(key.as_str()))
                 .ok_or_else(|| Error::bad_request(format!("There is no such action: {key}")))?;
+            progress.op = Some((route.index, route.info.clone()));
             self.may(route, auth.as_deref())?;
             (route, Incoming::Bytes(bytes))
         } else {
+            progress.op = Some((first.index, first.info.clone()));
             self.may(first, auth.as_deref())?;
             let incoming = match first.info.body {
                 BodyKind::None => Incoming::Bytes(Bytes::new()),
@@ -298,7 +307,6 @@ impl<S: Service> Table<S> {
             };
             (first, incoming)
         };
-        progress.op = Some((route.index, route.info.clone()));
         let query = Query::from_text(parts.uri.query().unwrap_or(""))?;
         let cx = Ctx {
             state: self.state.clone(),
@@ -499,7 +507,7 @@ async fn execute(future: crate::op::Fut, method: &Method, timeout: Option<Durati
             None => future.await,
         };
     }
-    let task = tokio::spawn(future);
+    let task = tokio::spawn(future.in_current_span());
     let joined = match timeout {
         Some(timeout) => match tokio::time::timeout(timeout, task).await {
             Ok(joined) => joined,

@@ -510,3 +510,118 @@ impl<const MAX: usize> JsonSchema for Base64<MAX> {
         json_schema!({"type": "string", "format": "base64", "maxLength": MAX.div_ceil(3) * 4})
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn takes<T: serde::de::DeserializeOwned>(value: Value) -> bool {
+        serde_json::from_value::<T>(value).is_ok()
+    }
+
+    #[test]
+    fn text_counts_characters() {
+        assert!(takes::<Text<0, 3>>(json!("äöü")));
+        assert!(!takes::<Text<0, 3>>(json!("äöüx")));
+        assert!(takes::<Text<3, 300>>(json!("äöü")));
+        assert!(!takes::<Text<3, 300>>(json!("äö")));
+        assert!(takes::<Text<0, 9>>(json!("a\nb\t")));
+        assert!(!takes::<Text<0, 9>>(json!("a\u{1b}")));
+        assert!(!takes::<Name>(json!("a\nb")));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn text_agrees_with_counting(text in "[a-zäß€😀]{0,12}") {
+            let length = text.chars().count();
+            proptest::prop_assert_eq!(takes::<Text<2, 7>>(json!(text.clone())), (2..=7).contains(&length));
+            proptest::prop_assert_eq!(takes::<Text<0, 5>>(json!(text)), length <= 5);
+        }
+    }
+
+    #[test]
+    fn numbers_and_booleans() {
+        for (value, lax, strict) in [
+            (json!(5), true, true),
+            (json!("5"), true, false),
+            (json!("-5"), true, false),
+            (json!("+5"), false, false),
+            (json!(" 5"), false, false),
+            (json!(""), false, false),
+            (json!("-"), false, false),
+            (json!("5.0"), false, false),
+            (json!(5.0), false, false),
+            (json!(true), false, false),
+            (json!(null), false, false),
+            (json!("99999999999999999999"), false, false),
+            (json!(11), false, false),
+        ] {
+            assert_eq!(takes::<LaxInt<-10, 10>>(value.clone()), lax, "{value}");
+            assert_eq!(takes::<Int<-10, 10>>(value.clone()), strict, "{value}");
+        }
+        for (value, expected) in [
+            (json!(true), Some(true)),
+            (json!("False"), Some(false)),
+            (json!("1"), Some(true)),
+            (json!(0), Some(false)),
+            (json!(2), None),
+            (json!("maybe"), None),
+            (json!(null), None),
+        ] {
+            assert_eq!(
+                serde_json::from_value::<LaxBool>(value.clone()).ok().map(|b| b.0),
+                expected,
+                "{value}"
+            );
+        }
+    }
+
+    #[test]
+    fn addresses_and_ids() {
+        assert_eq!(serde_json::from_value::<Cidr>(json!("10.0.0.0/24")).unwrap().to_string(), "10.0.0.0/24");
+        let error = serde_json::from_value::<Cidr>(json!("10.0.0.1/24")).unwrap_err().to_string();
+        assert!(error.contains("'10.0.0.0/24' is recommended"), "{error}");
+        assert_eq!(
+            serde_json::from_value::<Prefix>(json!("10.0.0.1/24")).unwrap().to_string(),
+            "10.0.0.0/24"
+        );
+        assert_eq!(serde_json::from_value::<Prefix>(json!("fd00::1")).unwrap().to_string(), "fd00::1/128");
+        for bad in ["10.0.0.0/33", "10.0.0.256", "", "fe80::1%eth0", "10.0.0.0/-1", "010.0.0.1"] {
+            assert!(!takes::<Prefix>(json!(bad)) && !takes::<Ip>(json!(bad)), "{bad}");
+        }
+        assert!(takes::<Uuid>(json!("6f3a5c1e0d7b4c3e9a8f112233445566")));
+        assert!(!takes::<Uuid>(json!("urn:uuid:6f3a5c1e-0d7b-4c3e-9a8f-112233445566")));
+        assert!(!takes::<Uuid>(json!("{6f3a5c1e-0d7b-4c3e-9a8f-112233445566}")));
+    }
+
+    #[test]
+    fn a_patch_tells_absent_from_null() {
+        #[derive(Deserialize)]
+        struct Body {
+            #[serde(default)]
+            name: Patch<Name>,
+        }
+        let read = |value: Value| serde_json::from_value::<Body>(value).unwrap().name;
+        assert!(read(json!({})).is_absent());
+        assert_eq!(read(json!({"name": null})).sent(), Some(None));
+        assert_eq!(read(json!({"name": "a"})).value().unwrap().as_str(), "a");
+        assert!(read(json!({"name": null})).not_null("name").is_err());
+        let mut place = Some("old".to_owned());
+        read(json!({})).apply(&mut place);
+        assert_eq!(place.as_deref(), Some("old"));
+        read(json!({"name": null})).apply(&mut place);
+        assert_eq!(place, None);
+    }
+
+    #[test]
+    fn base64_is_bounded_after_decoding() {
+        let read = |text: &str| serde_json::from_value::<Base64<4>>(json!(text));
+        assert_eq!(read("YWJj\nZA==").unwrap().bytes(), b"abcd");
+        assert!(read("YWJjZGU=").is_err());
+        assert!(read("YW!=").is_err());
+        assert!(takes::<Metadata>(json!({"k": "v"})));
+        assert!(!takes::<Metadata>(json!({"k": "x".repeat(256)})));
+        assert!(!takes::<Metadata>(json!({"": "v"})));
+    }
+}

@@ -64,9 +64,8 @@ impl Policy {
         for (name, rule) in BASE_RULES.iter().chain(rules) {
             texts.insert((*name).to_owned(), (*rule).to_owned());
         }
-        for op in ops {
-            // Operations that share a rule: what the service wrote by name wins, then the first operation.
-            texts.entry(op.info.policy.to_string()).or_insert_with(|| op.info.default_rule.to_string());
+        for (name, rule) in op_rules(ops)? {
+            texts.entry(name).or_insert(rule);
         }
         let mut parsed = HashMap::with_capacity(texts.len());
         for (name, text) in &texts {
@@ -102,12 +101,41 @@ impl Policy {
         self.rules.contains_key(rule)
     }
 
+    /// The default policy file: every rule, commented out, for the operator to change.
+    pub fn sample(&self) -> String {
+        let mut file = String::from("# Rules that differ from these go here (oslo.policy syntax).\n");
+        for (name, rule) in self.texts() {
+            file.push_str(&format!("#\"{name}\": \"{rule}\"\n"));
+        }
+        file
+    }
+
     /// All rules as text, sorted by name: the default policy file.
     pub fn texts(&self) -> Vec<(&str, &str)> {
         let mut all: Vec<_> = self.texts.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
         all.sort_unstable();
         all
     }
+}
+
+/// The rules of operations. Those that share a name share a rule: one that is written wins over what goes by the
+/// method, and of the latter a writing operation over a reading one.
+fn op_rules<S>(ops: &[Op<S>]) -> Result<HashMap<String, String>> {
+    let mut rules: HashMap<String, (u8, String)> = HashMap::new();
+    for info in ops.iter().map(|op| &op.info).filter(|info| !info.policy.is_empty()) {
+        let reads = info.method == axum::http::Method::GET || info.method == axum::http::Method::HEAD;
+        let rank = if info.default_rule.is_some() { 2 } else { u8::from(!reads) };
+        match rules.get(info.policy.as_ref()) {
+            Some((2, known)) if rank == 2 && known != info.rule() => {
+                return Err(bad_rule(&info.policy, "two operations give it different defaults"));
+            }
+            Some((best, _)) if *best >= rank => {}
+            _ => {
+                rules.insert(info.policy.to_string(), (rank, info.rule().to_owned()));
+            }
+        }
+    }
+    Ok(rules.into_iter().map(|(name, (_, rule))| (name, rule)).collect())
 }
 
 fn bad_rule(name: &str, reason: &str) -> Error {

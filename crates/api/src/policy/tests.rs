@@ -115,6 +115,31 @@ fn deep_rules_do_not_break_the_stack() {
     assert!(policy(&"a".repeat(70_000)).is_err());
 }
 
+#[test]
+fn operations_that_share_a_name_share_a_rule() {
+    use crate::{Ctx, Op, Reply, Request};
+    async fn nothing(_: Ctx<()>, _: Request<()>) -> Result<Reply> {
+        Ok(Reply::empty())
+    }
+    let get = || Op::get("/a", "a", nothing);
+    let put = || Op::put("/a", "a", nothing);
+    let rule = |ops: &[Op<()>], rules| {
+        let policy = Policy::for_ops(ops, rules, None).unwrap();
+        policy.texts().into_iter().find(|(n, _)| *n == "a").unwrap().1.to_owned()
+    };
+    assert_eq!(rule(&[get()], &[]), "rule:project_reader_or_admin");
+    assert_eq!(rule(&[get(), put()], &[]), "rule:project_member_or_admin");
+    assert_eq!(rule(&[get(), put().default_rule("@")], &[]), "@");
+    assert_eq!(rule(&[put().default_rule("@")], &[("a", "!")]), "!");
+    assert!(Policy::for_ops(&[get().default_rule("!"), put().default_rule("@")], &[], None).is_err());
+    assert!(
+        Policy::for_ops(&[get()], &[], None)
+            .unwrap()
+            .sample()
+            .contains("#\"a\": \"rule:project_reader_or_admin\"\n")
+    );
+}
+
 proptest::proptest! {
     #[test]
     fn the_parser_never_panics(text in ".{0,200}") {

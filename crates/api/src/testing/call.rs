@@ -255,7 +255,6 @@ impl Answer {
     ///
     /// # Panics
     /// Where it is another, with the body.
-    #[must_use]
     #[track_caller]
     pub fn expect(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{} answered {}", self.told, self.text());

@@ -33,6 +33,7 @@ pub struct Suite {
     samples: BTreeMap<String, Value>,
     paged: BTreeSet<String>,
     excused: BTreeMap<(&'static str, String), String>,
+    watched: Vec<(String, String)>,
     limit: usize,
 }
 
@@ -127,6 +128,7 @@ impl Suite {
             samples: BTreeMap::new(),
             paged: BTreeSet::new(),
             excused: BTreeMap::new(),
+            watched: Vec::new(),
             limit: crate::Settings::default().body_limit,
         }
     }
@@ -162,6 +164,20 @@ impl Suite {
             self.paged.insert(op);
         }
         self
+    }
+
+    /// What `GET path` answers to `token` must be the same after all malformed requests as before: nothing was written.
+    pub fn watch(&mut self, token: &str, path: &str) -> &mut Self {
+        self.watched.push((token.to_owned(), path.to_owned()));
+        self
+    }
+
+    async fn snapshot(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for (token, path) in &self.watched {
+            all.push(self.client.unseen().with_token(token).get(path).await.text());
+        }
+        all
     }
 
     /// The service's own limit of bodies, if it is not the default.
@@ -204,6 +220,7 @@ impl Suite {
             operations: self.ops.len(),
             ..Report::default()
         };
+        let before_all = self.snapshot().await;
         for op in &self.ops {
             self.tokens(op, &mut report).await;
             let before = report.malformed;
@@ -215,6 +232,13 @@ impl Suite {
             }
             if report.malformed == before {
                 report.without_bad.push(op.id.clone());
+            }
+        }
+        for ((_, path), (before, after)) in
+            self.watched.iter().zip(before_all.iter().zip(self.snapshot().await))
+        {
+            if *before != after {
+                report.failures.push(format!("a malformed request changed {path}: {before} became {after}"));
             }
         }
         let seen = self.client.seen();
@@ -286,13 +310,18 @@ impl Suite {
     }
 
     async fn queries(&self, op: &OpInfo, report: &mut Report) {
-        if op.method != Method::GET || op.token == TokenNeed::Never {
-            return;
-        }
+        let good = self.body_for(op);
         for query in ["?limit=%ff", "?marker=%00", "?%ff=1"] {
-            let answer = self.call(op, FILL, query).send().await;
+            let mut call = self.call(op, FILL, query);
+            if let Some(good) = &good {
+                call = call.json(good);
+            }
+            let answer = call.send().await;
             report.malformed += 1;
             self.judge(op, query, &answer, |s| (400..500).contains(&s), report);
+        }
+        if op.method != Method::GET || op.token == TokenNeed::Never {
+            return;
         }
         let paged = self.paged.contains(&op.id);
         let long = format!("?marker={}", "x".repeat(300));
