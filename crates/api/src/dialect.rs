@@ -47,8 +47,8 @@ pub struct Dialect {
     pub paging: Paging,
     /// Microversions, if the service has them.
     pub microversions: Option<MvRange>,
-    /// Whether a body of another content type than the operation's is refused with 415.
-    pub strict_content_type: bool,
+    /// Whether a body without a content type is refused with 415; else it is taken for the operation's own.
+    pub needs_content_type: bool,
     /// The service's own header with the request id besides `x-openstack-request-id`.
     pub request_id_header: Option<&'static str>,
 }
@@ -59,7 +59,7 @@ pub static KEYSTONE: Dialect = Dialect {
     envelope: Envelope::Keystone,
     paging: Paging::Keystone,
     microversions: None,
-    strict_content_type: true,
+    needs_content_type: false,
     request_id_header: None,
 };
 
@@ -74,7 +74,7 @@ pub static NOVA: Dialect = Dialect {
         max: Mv(2, 96),
         legacy_header: Some("x-openstack-nova-api-version"),
     }),
-    strict_content_type: true,
+    needs_content_type: false,
     request_id_header: Some("x-compute-request-id"),
 };
 
@@ -84,7 +84,7 @@ pub static CINDER: Dialect = Dialect {
     envelope: Envelope::Cinder,
     paging: Paging::Links,
     microversions: Some(MvRange { service: "volume", min: Mv(3, 0), max: Mv(3, 71), legacy_header: None }),
-    strict_content_type: true,
+    needs_content_type: false,
     request_id_header: Some("x-compute-request-id"),
 };
 
@@ -94,7 +94,7 @@ pub static NEUTRON: Dialect = Dialect {
     envelope: Envelope::Neutron,
     paging: Paging::Links,
     microversions: None,
-    strict_content_type: true,
+    needs_content_type: false,
     request_id_header: None,
 };
 
@@ -104,7 +104,7 @@ pub static GLANCE: Dialect = Dialect {
     envelope: Envelope::Glance,
     paging: Paging::Glance,
     microversions: None,
-    strict_content_type: true,
+    needs_content_type: false,
     request_id_header: None,
 };
 
@@ -114,7 +114,7 @@ pub static PLACEMENT: Dialect = Dialect {
     envelope: Envelope::Placement,
     paging: Paging::None,
     microversions: Some(MvRange { service: "placement", min: Mv(1, 0), max: Mv(1, 39), legacy_header: None }),
-    strict_content_type: true,
+    needs_content_type: true,
     request_id_header: None,
 };
 
@@ -188,6 +188,17 @@ impl Dialect {
             _ => format!("Malformed request body: {reason}"),
         })
         .code(if self.envelope == Envelope::Neutron { "HTTPBadRequest" } else { "" })
+    }
+
+    /// 415 for a content type the operation does not take.
+    pub fn bad_media_type(&self, media: &str, takes: &[&str]) -> Error {
+        let media: String = media.chars().filter(|c| !c.is_control()).take(64).collect();
+        Error::unsupported_media_type(if self.envelope == Envelope::Placement {
+            let media = if media.is_empty() { "None" } else { &media };
+            format!("The media type {media} is not supported, use {}", takes.join(", "))
+        } else {
+            format!("Unsupported Content-Type: {media}")
+        })
     }
 
     /// 403 for a rule that said no.

@@ -391,17 +391,22 @@ impl<S: Service> Table<S> {
     }
 
     fn content_type(&self, headers: &HeaderMap, info: &OpInfo) -> Result<()> {
-        // Without a content type JSON is assumed: Nova, Neutron and Cinder do.
-        let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
-        let empty = headers.get(header::CONTENT_LENGTH).is_some_and(|l| l == "0");
-        let text = value.to_str().unwrap_or("");
-        let media = text.split(';').next().unwrap_or("").trim();
+        let length = headers.get(header::CONTENT_LENGTH);
+        let empty = length.is_some_and(|l| l == "0");
+        let Some(value) = headers.get(header::CONTENT_TYPE) else {
+            let sent = length.is_some() || headers.contains_key(header::TRANSFER_ENCODING);
+            return if self.dialect.needs_content_type && sent && !empty {
+                Err(self.dialect.bad_media_type("", info.consumes))
+            } else {
+                Ok(())
+            };
+        };
+        let media = value.to_str().unwrap_or("").split(';').next().unwrap_or("").trim();
         let any = info.body == BodyKind::Raw && info.consumes == ["application/json"];
         if any || empty || info.consumes.iter().any(|t| t.eq_ignore_ascii_case(media)) {
             return Ok(());
         }
-        let media: String = media.chars().filter(|c| !c.is_control()).take(64).collect();
-        Err(Error::unsupported_media_type(format!("Unsupported Content-Type: {media}")))
+        Err(self.dialect.bad_media_type(media, info.consumes))
     }
 
     async fn read(&self, headers: &HeaderMap, body: Body, limit: usize, timeout: Duration) -> Result<Bytes> {

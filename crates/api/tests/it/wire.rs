@@ -79,6 +79,14 @@ async fn content_types() {
     let refused = call("text/plain").await.expect(415);
     assert_eq!(refused.at("/badMediaType/code"), 415);
     own.call(Method::POST, "/things/v1/things").bytes(good.clone()).send().await.expect(201);
+    let placement = client(&PLACEMENT).with_token("member:p1");
+    let call =
+        placement.call(Method::POST, "/things/v1/things").header("content-length", &good.len().to_string());
+    let refused = call.bytes(good.clone()).send().await.expect(415);
+    assert_eq!(
+        refused.text_at("/errors/0/detail"),
+        "The media type None is not supported, use application/json"
+    );
     // A body nobody asked for is not looked at.
     let path = "/things/v1/public";
     own.call(Method::GET, path)
