@@ -150,15 +150,20 @@ impl<S: Service> Table<S> {
         self.places.get(*found.value).map(|place| (place, params))
     }
 
-    fn base_url(&self, headers: &HeaderMap) -> Arc<str> {
+    fn base_url(&self, parts: &Parts) -> Arc<str> {
         if let Some(base) = &self.fixed_base {
             return base.clone();
         }
         let settings = self.state.settings();
-        let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).filter(|v| plain_host(v));
+        let text =
+            |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).filter(|v| plain_host(v));
         let (scheme, host) = match settings.public_url.split_once("://") {
             Some((scheme, host)) => (scheme, host),
-            None => ("http", text("host").unwrap_or("localhost")),
+            None => {
+                // HTTP/2 tells the host in the URI.
+                let authority = parts.uri.authority().map(|a| a.as_str()).filter(|a| plain_host(a));
+                ("http", text("host").or(authority).unwrap_or("localhost"))
+            }
         };
         let (mut scheme, mut host) = (scheme, host.trim_end_matches('/'));
         if settings.trust_forwarded {
@@ -313,7 +318,7 @@ impl<S: Service> Table<S> {
             op: route.info.clone(),
             auth,
             dialect: self.dialect,
-            base_url: self.base_url(&parts.headers),
+            base_url: self.base_url(&parts),
             request_id: progress.request_id.clone(),
             mv,
         };
