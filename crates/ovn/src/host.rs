@@ -174,6 +174,16 @@ impl Host {
     }
 }
 
+/// Switches transmit checksum offload off on a device inside a namespace: what sends into a userspace datapath must
+/// send whole packets.
+///
+/// # Errors
+/// If there is no such device.
+pub async fn checksum_offload_off(netns: Option<&str>, device: &str) -> Result<()> {
+    let device = device.to_owned();
+    sys::in_netns(netns, move || sys::tx_checksum_off(&device)).await.map_err(Error::internal)
+}
+
 /// `tap` and the first 11 characters of the port's id, as every OpenStack names it.
 pub fn tap_name(port: PortId) -> String {
     format!("tap{}", start_of(port))

@@ -83,6 +83,11 @@ impl Row {
         })
     }
 
+    /// Whether the column refers to that row.
+    pub fn has_ref(&self, column: &str, row: Uuid) -> bool {
+        matches!(self.columns.get(column), Some(Value::Set(set)) if set.contains(&Atom::Uuid(row)))
+    }
+
     /// Texts of a set.
     pub fn texts(&self, column: &str) -> impl Iterator<Item = &str> + '_ {
         let set = match self.columns.get(column) {

@@ -67,8 +67,19 @@ impl Txn {
     pub fn insert(&mut self, table: &str, row: Columns) -> Ref {
         self.inserts += 1;
         let name = format!("row{}", self.inserts);
-        self.ops.push(Op::Insert { table: table.to_owned(), name: name.clone(), row });
+        self.insert_as(table, &name, row);
         Ref::Named(name)
+    }
+
+    /// A name for a row that will be inserted with [`Txn::insert_as`]; others may refer to it before that.
+    pub fn name(&mut self) -> Ref {
+        self.inserts += 1;
+        Ref::Named(format!("row{}", self.inserts))
+    }
+
+    /// Inserts a row under a name from [`Txn::name`].
+    pub fn insert_as(&mut self, table: &str, name: &str, row: Columns) {
+        self.ops.push(Op::Insert { table: table.to_owned(), name: name.to_owned(), row });
     }
 
     /// Sets columns of one row.

@@ -24,9 +24,7 @@ async fn taps_are_plugged_found_again_and_removed() {
     let tap = host.plug(&nic).await.unwrap();
     assert_eq!(tap, "tapaaaaaaaa-bb");
     let shown = exec(bed.netns(), &["ip", "-d", "link", "show", &tap]).await.unwrap();
-    for expected in
-        ["mtu 1442", "type tap", "user nobody", "vnet_hdr off", "persist on", ",UP"]
-    {
+    for expected in ["mtu 1442", "type tap", "user nobody", "vnet_hdr off", "persist on", ",UP"] {
         assert!(shown.contains(expected), "{expected}: {shown}");
     }
     assert!(!shown.contains("multi_queue"), "{shown}");

@@ -2,6 +2,8 @@
 //! the packages openvswitch-switch, ovn-central, ovn-host, nftables, iproute2, busybox-static. Each test has its own network namespace.
 
 mod client;
+mod datapath;
 mod engines;
 mod host;
+mod scene;
 mod support;

@@ -1,16 +1,17 @@
 //! A cloud's network on this machine, inside a namespace of its own, gone at the end.
 
-use std::path::Path;
 use std::time::Duration;
 
 use ovn::engines::{Config, External};
 use ovn::{Engines, engines};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 /// An instance of its own.
 pub struct Bed {
     pub dir: TempDir,
     pub config: Config,
+    netns: Mutex<Vec<String>>,
 }
 
 impl Bed {
@@ -30,11 +31,32 @@ impl Bed {
             netns: Some(format!("at-{name}-{}", std::process::id())),
             datapath: None,
         };
-        Bed { dir, config }
+        Bed { dir, config, netns: Mutex::default() }
     }
 
     pub fn netns(&self) -> &str {
         self.config.netns.as_deref().unwrap()
+    }
+
+    /// A further namespace, gone at the end.
+    pub async fn namespace(&self, name: &str) -> String {
+        let name = format!("{name}-{}", self.netns());
+        self.netns.lock().push(name.clone());
+        let made = tokio::process::Command::new("ip").args(["netns", "add", &name]).status().await.unwrap();
+        assert!(made.success());
+        exec(&name, &["ip", "link", "set", "lo", "up"]).await.unwrap();
+        name
+    }
+
+    /// A namespace with an `eth0` whose other end is `device` in the bed's namespace.
+    pub async fn guest(&self, name: &str, device: &str, mac: &str) -> String {
+        let guest = self.namespace(name).await;
+        let pair = ["ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", &guest];
+        exec(self.netns(), &pair).await.unwrap();
+        exec(self.netns(), &["ip", "link", "set", device, "up"]).await.unwrap();
+        exec(&guest, &["ip", "link", "set", "eth0", "address", mac, "up"]).await.unwrap();
+        ovn::host::checksum_offload_off(Some(&guest), "eth0").await.unwrap();
+        guest
     }
 
     pub async fn start(&self) -> Engines {
@@ -46,6 +68,9 @@ impl Drop for Bed {
     fn drop(&mut self) {
         let (dir, netns) = (self.dir.path().to_owned(), self.config.netns.clone());
         let purge = async move { engines::purge(&dir, netns.as_deref()).await };
+        for name in self.netns.lock().iter() {
+            let _ = std::process::Command::new("ip").args(["netns", "delete", name]).status();
+        }
         let result = std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(purge)
         });
@@ -85,9 +110,4 @@ pub async fn exec(netns: &str, args: &[&str]) -> Result<String, String> {
     } else {
         Err(text(&output.stderr) + &text(&output.stdout))
     }
-}
-
-/// Whether the directory is on a socket path that works.
-pub fn exists(path: &Path) -> bool {
-    path.exists()
 }
