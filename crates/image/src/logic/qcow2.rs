@@ -71,7 +71,7 @@ fn check_length<R: Read + Seek>(
     length: u64,
     cluster_bits: u32,
 ) -> Verdict<()> {
-    if length < 104 || length % 8 != 0 || length > 1 << cluster_bits {
+    if length < 104 || !length.is_multiple_of(8) || length > 1 << cluster_bits {
         return unsafe_because(format!("qcow2 header length {length} is out of range"));
     }
     let compression =
@@ -149,7 +149,7 @@ fn tables<R: Read + Seek>(
         if length == 0 {
             continue;
         }
-        if offset % cluster != 0 || offset == 0 {
+        if !offset.is_multiple_of(cluster) || offset == 0 {
             return unsafe_because(format!("qcow2 {what} is not at a cluster"));
         }
         if offset.checked_add(length).is_none_or(|end| end > source.length) {

@@ -6,4 +6,7 @@
     reason = "a panic is how a test fails"
 )]
 
+mod data;
 mod inspect;
+mod lab;
+mod service;
