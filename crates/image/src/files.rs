@@ -147,7 +147,11 @@ impl Files {
         incoming.file.sync_all().map_err(Error::internal)?;
         // A second name, not a new one: the locked first name tells others that the upload lives until it is committed.
         remove(&target)?;
-        std::fs::hard_link(&incoming.path, &target).map_err(Error::internal)?;
+        std::fs::hard_link(&incoming.path, &target).map_err(|error| match error.kind() {
+            // Another replica took the upload for dead.
+            ErrorKind::NotFound => Error::gone("The upload was given up in the meantime.").caused_by(error),
+            _ => Error::internal(error),
+        })?;
         File::open(self.directory.join("data")).and_then(|d| d.sync_all()).map_err(Error::internal)
     }
 

@@ -121,6 +121,9 @@ fn used(tx: &mut Tx<'_>, owner: &ProjectId) -> Result<u64> {
 /// Inspects what came in and makes the image active.
 async fn publish(state: &Arc<State>, id: ImageId, incoming: Incoming, received: Received) -> Result<()> {
     let image = state.store().read(move |tx| tx.get::<Image>(&id)).await?.ok_or_else(|| gone(id))?;
+    if image.upload.as_ref().is_none_or(|u| u.token != incoming.token) {
+        return Err(gone(id));
+    }
     commit(state, &image, incoming, received).await
 }
 

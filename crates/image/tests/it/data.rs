@@ -259,17 +259,17 @@ async fn a_crash_at_any_point_of_an_upload() {
         }
         lab.settle().await;
         assert_eq!(own.get(&format!("/v2/images/{id}")).await.text_at("/status"), "queued");
-        assert_eq!(files(&lab.data()), [untouched.clone()]);
+        assert_eq!(files(&lab.data()), std::slice::from_ref(&untouched));
         assert!(files(&lab.incoming()).is_empty());
         drop(writer.send);
         assert_eq!(writer.answer.await.unwrap(), 410, "what was taken for dead cannot commit");
-        assert_eq!(files(&lab.data()), [untouched.clone()]);
+        assert_eq!(files(&lab.data()), std::slice::from_ref(&untouched));
     }
     // After a delete was committed and before its bytes went.
     std::fs::write(lab.data().join("6f3a5c1e-0d7b-4c3e-9a8f-112233445566"), "orphan").unwrap();
     let lab = lab.restart();
     lab.settle().await;
-    assert_eq!(files(&lab.data()), [untouched.clone()]);
+    assert_eq!(files(&lab.data()), std::slice::from_ref(&untouched));
     let own = lab.as_("member:p1");
     let _ = upload(&own, &id, "second try").await.expect(204);
     assert_eq!(own.get(&format!("/v2/images/{untouched}/file")).await.text(), "whole");

@@ -104,7 +104,7 @@ fn qcow2_headers_that_are_refused() {
         ("size 2^63", "virtual size", |b| put64(b, 24, 1 << 63)),
         ("size max", "virtual size", |b| put64(b, 24, u64::MAX)),
         ("L1 outside", "L1 table", |b| put64(b, 40, 1 << 40)),
-        ("L1 past the end by wrap", "L1 table", |b| put64(b, 40, u64::MAX & !0xffff)),
+        ("L1 past the end by wrap", "L1 table", |b| put64(b, 40, !0xffff)),
         ("L1 unaligned", "L1 table", |b| put64(b, 40, (3 << 16) + 8)),
         ("L1 over the header", "L1 table", |b| put64(b, 40, 0)),
         ("no refcount table", "refcount table", |b| put32(b, 56, 0)),
@@ -383,7 +383,7 @@ fn images_of_the_real_qemu_img() {
             "-f",
             "qcow2",
             "-o",
-            "encrypt.format=luks,encrypt.key-secret=s",
+            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
             "--object",
             "secret,id=s,data=abc",
         ],
@@ -391,7 +391,7 @@ fn images_of_the_real_qemu_img() {
         &["-f", "qed"],
         &["-f", "vmdk", "-o", "subformat=monolithicFlat"],
         &["-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"],
-        &["-f", "luks", "-o", "key-secret=s", "--object", "secret,id=s,data=abc"],
+        &["-f", "luks", "-o", "key-secret=s,iter-time=10", "--object", "secret,id=s,data=abc"],
     ];
     for arguments in parts {
         make(&path, arguments);
