@@ -1,1 +1,149 @@
-//! qemu: not built yet.
+//! The QEMU driver: one process per guest, spoken to by QMP.
+//!
+//! Each guest has a directory with its state file, local disks, console log and pid file. QEMU runs as an unprivileged
+//! user under seccomp, in a session of its own: it belongs to nobody, so guests go on while this process is away, and
+//! are found again by pid *and* start time. `-no-shutdown` keeps a guest that powered itself off visible, so that it is
+//! never taken for one whose process was killed.
+//!
+//! Invariant: the state file says which devices a guest has and where they are plugged before QEMU is told; whatever
+//! is killed when, `ensure` finds its way from there. No policy here: when to start is the agent's word.
+//!
+//! Start reading at [`Qemu`] (the verbs), then `launch.rs` (the command line), then `qmp.rs`.
+
+mod accel;
+mod devices;
+mod disks;
+mod guest;
+mod launch;
+mod live;
+mod process;
+mod qmp;
+mod state;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base::{Error, Result, ServerId};
+use contract::drivers::{Guest, GuestPlan, Hypervisor};
+use contract::host::HostCapacity;
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+pub use accel::Accelerator;
+pub use qmp::Qmp;
+
+use crate::guest::Machine;
+
+/// Where and as whom guests run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Directory of the guests.
+    pub dir: PathBuf,
+    /// Name of this host.
+    pub hostname: String,
+    /// User and group of guest processes; `None` = ours (only sensible when we are unprivileged).
+    pub user: Option<(u32, u32)>,
+    /// How long a guest may take to shut down when asked by ACPI.
+    pub grace: std::time::Duration,
+}
+
+/// The driver.
+pub struct Qemu {
+    config: Config,
+    accelerator: Accelerator,
+    version: u64,
+    machines: Mutex<BTreeMap<ServerId, Arc<Machine>>>,
+    events: broadcast::Sender<ServerId>,
+}
+
+pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
+    move |error| Error::internal(format!("{}: {error}", path.display()))
+}
+
+impl Qemu {
+    /// Opens the directory, finds guests that run, and proves which accelerator works.
+    ///
+    /// # Errors
+    /// Where QEMU is not installed or the directory cannot be used.
+    pub async fn new(config: Config) -> Result<Self> {
+        std::fs::create_dir_all(&config.dir).map_err(io(&config.dir))?;
+        // The guests' user must reach its own directories below; nobody else can list them.
+        std::fs::set_permissions(&config.dir, PermissionsExt::from_mode(0o711)).map_err(io(&config.dir))?;
+        let version = accel::version().await?;
+        let accelerator = Accelerator::prove().await;
+        tracing::info!(version, accelerator = accelerator.name(), "QEMU");
+        process::open_tun();
+        let driver = Qemu {
+            config,
+            accelerator,
+            version,
+            machines: Mutex::default(),
+            events: broadcast::Sender::new(1024),
+        };
+        for id in driver.known()? {
+            driver.machine(id);
+        }
+        Ok(driver)
+    }
+
+    /// Ids of all guests with a directory.
+    fn known(&self) -> Result<Vec<ServerId>> {
+        let entries = std::fs::read_dir(&self.config.dir).map_err(io(&self.config.dir))?;
+        Ok(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    fn machine(&self, id: ServerId) -> Arc<Machine> {
+        let mut machines = self.machines.lock();
+        let make = || Arc::new(Machine::new(id, self.config.clone(), self.accelerator, self.events.clone()));
+        machines.entry(id).or_insert_with(make).clone()
+    }
+
+    /// Ends every guest and deletes its files: what `allod down --purge` does.
+    ///
+    /// # Errors
+    /// Where a process or file resists.
+    pub async fn purge(&self) -> Result<()> {
+        for id in self.known()? {
+            self.remove(id).await?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    async fn capacity(&self) -> Result<HostCapacity> {
+        accel::capacity(&self.config, self.accelerator, self.version)
+    }
+
+    async fn observe(&self) -> Result<Vec<Guest>> {
+        let mut guests = Vec::new();
+        for id in self.known()? {
+            if let Some(guest) = self.machine(id).observe().await? {
+                guests.push(guest);
+            }
+        }
+        Ok(guests)
+    }
+
+    async fn ensure(&self, plan: &GuestPlan, start: bool) -> Result<Guest> {
+        self.machine(plan.spec.id).ensure(plan, start).await
+    }
+
+    async fn remove(&self, id: ServerId) -> Result<()> {
+        self.machine(id).remove().await?;
+        self.machines.lock().remove(&id);
+        Ok(())
+    }
+
+    async fn console_log(&self, id: ServerId, length: Option<usize>) -> Result<String> {
+        self.machine(id).console_log(length).await
+    }
+
+    fn events(&self) -> broadcast::Receiver<ServerId> {
+        self.events.subscribe()
+    }
+}

@@ -1,0 +1,129 @@
+//! Local disks: overlays on images and empty disks, made aside and renamed, owned by the guests' user.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use base::{Error, Result};
+use contract::drivers::{BlockDevice, GuestPlan};
+use contract::host::DiskSource;
+use tokio::process::Command;
+
+use crate::devices::Device;
+use crate::{Config, io};
+
+/// Runs qemu-img.
+async fn qemu_img(arguments: &[&std::ffi::OsStr]) -> Result<()> {
+    let output = Command::new("qemu-img").args(arguments).output().await.map_err(Error::internal)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::internal(format!("qemu-img: {}", String::from_utf8_lossy(&output.stderr).trim())))
+}
+
+/// Gives a file to the guests' user, for nobody else.
+pub(crate) fn give(config: &Config, path: &Path) -> Result<()> {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(io(path))?;
+    if let Some((uid, gid)) = config.user {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(io(path))?;
+    }
+    Ok(())
+}
+
+/// Lets the guests' group read an image, and nobody write it.
+fn lend(config: &Config, path: &Path) -> Result<()> {
+    if let Some((_, gid)) = config.user {
+        std::os::unix::fs::chown(path, None, Some(gid)).map_err(io(path))?;
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o440)).map_err(io(path))?;
+        if let Some(dir) = path.parent() {
+            std::fs::set_permissions(dir, PermissionsExt::from_mode(0o711)).map_err(io(dir))?;
+            if let Some(above) = dir.parent() {
+                std::fs::set_permissions(above, PermissionsExt::from_mode(0o711)).map_err(io(above))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn make(
+    config: &Config,
+    path: &Path,
+    arguments: &[&std::ffi::OsStr],
+    size: Option<String>,
+) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let aside = path.with_extension("new");
+    let _ = std::fs::remove_file(&aside);
+    let mut all: Vec<&std::ffi::OsStr> =
+        vec!["create".as_ref(), "-q".as_ref(), "-f".as_ref(), "qcow2".as_ref()];
+    all.extend(arguments);
+    all.push(aside.as_os_str());
+    if let Some(size) = &size {
+        all.push(size.as_ref());
+    }
+    qemu_img(&all).await?;
+    give(config, &aside)?;
+    std::fs::rename(&aside, path).map_err(io(path))
+}
+
+/// An empty qcow2 file for the memory of a suspended guest.
+pub(crate) async fn memory_file(config: &Config, dir: &Path, memory_mib: u64) -> Result<PathBuf> {
+    let path = dir.join("vmstate.qcow2");
+    // Room for the memory and the device state; qcow2 takes only what is written.
+    make(config, &path, &[], Some(format!("{}M", memory_mib + 256))).await?;
+    Ok(path)
+}
+
+/// Makes what is missing and answers the guest's disks in boot order.
+pub(crate) async fn prepare(config: &Config, dir: &Path, plan: &GuestPlan) -> Result<Vec<Device>> {
+    let mut devices = Vec::new();
+    for (i, disk) in plan.spec.disks.iter().enumerate() {
+        let boot_index = u32::try_from(i).ok().filter(|i| *i == 0);
+        let given = plan.disks.get(i).cloned().flatten();
+        let at = match (&disk.source, given) {
+            (DiskSource::Volume { .. }, Some(at)) => at,
+            (DiskSource::Volume { volume }, None) => {
+                return Err(Error::unavailable(format!("volume {volume} has no device on this host")));
+            }
+            (DiskSource::Image { image, size_gib }, _) => {
+                let base = plan.images.get(i).cloned().flatten();
+                let base = base
+                    .ok_or_else(|| Error::unavailable(format!("image {} is not on this host", image.id)))?;
+                let path = local(dir, &disk.name);
+                if !path.exists() {
+                    lend(config, &base)?;
+                    overlay(config, &path, &base, &image.format, *size_gib).await?;
+                }
+                BlockDevice { path, format: "qcow2" }
+            }
+            (DiskSource::Blank { size_gib }, _) => {
+                let path = local(dir, &disk.name);
+                make(config, &path, &[], Some(format!("{}G", (*size_gib).max(1)))).await?;
+                BlockDevice { path, format: "qcow2" }
+            }
+        };
+        devices.push(Device::disk(disk, &at, boot_index));
+    }
+    if let Some(bytes) = &plan.config_drive {
+        let path = dir.join("config.img");
+        std::fs::write(&path, bytes).map_err(io(&path))?;
+        give(config, &path)?;
+        devices.push(Device::config_drive(&path));
+    }
+    Ok(devices)
+}
+
+fn local(dir: &Path, name: &str) -> PathBuf {
+    let safe: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(64).collect();
+    dir.join(format!("{safe}.qcow2"))
+}
+
+async fn overlay(config: &Config, path: &Path, base: &Path, format: &str, size_gib: u64) -> Result<()> {
+    if !matches!(format, "qcow2" | "raw") {
+        return Err(Error::bad_request(format!("An image of format {format} cannot be booted.")));
+    }
+    let size = (size_gib > 0).then(|| format!("{size_gib}G"));
+    let arguments: [&std::ffi::OsStr; 4] = ["-b".as_ref(), base.as_os_str(), "-F".as_ref(), format.as_ref()];
+    make(config, path, &arguments, size).await
+}

@@ -1,0 +1,167 @@
+//! The command line of a guest.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use base::{Error, Result};
+use contract::host::ServerSpec;
+use tokio::process::Command;
+
+use crate::accel::{Accelerator, QEMU};
+use crate::devices::Device;
+use crate::process::Process;
+use crate::{Config, io};
+
+/// PCIe root ports: how many disks and interfaces a guest can have, cold and hot together.
+pub(crate) const ROOT_PORTS: u32 = 16;
+/// How long QEMU may take to open its QMP socket.
+const START: Duration = Duration::from_secs(30);
+
+/// Arguments that every guest has.
+fn machine(spec: &ServerSpec, accelerator: Accelerator) -> Vec<String> {
+    let cpu = match accelerator {
+        Accelerator::Kvm => "host",
+        // Everything that translation can do, RDRAND and RDSEED included: guests need entropy early.
+        Accelerator::Tcg => "max",
+    };
+    let accel = match accelerator {
+        Accelerator::Kvm => "kvm".to_owned(),
+        // The default translation cache is a quarter of the guest's memory or more; most guests need little.
+        Accelerator::Tcg => format!("tcg,thread=multi,tb-size={}", (spec.memory_mib / 8).clamp(32, 256)),
+    };
+    let mut arguments: Vec<String> = [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-vga",
+        "none",
+        "-no-shutdown",
+        "-boot",
+        "strict=on",
+        "-rtc",
+        "base=utc",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    arguments.extend(["-name".into(), format!("guest={},debug-threads=on", spec.id)]);
+    arguments.extend(["-uuid".into(), spec.id.to_string()]);
+    arguments.extend([
+        "-machine".into(),
+        "q35,usb=off,smm=off,dump-guest-core=off".into(),
+        "-accel".into(),
+        accel,
+    ]);
+    arguments.extend(["-cpu".into(), cpu.into(), "-smp".into(), spec.vcpus.to_string()]);
+    arguments.extend(["-m".into(), format!("{}M", spec.memory_mib)]);
+    arguments.extend(["-object".into(), "rng-random,id=rng0,filename=/dev/urandom".into()]);
+    arguments.extend(["-device".into(), "virtio-rng-pci,rng=rng0,bus=pcie.0,addr=0x2".into()]);
+    for port in 0..ROOT_PORTS {
+        // Eight root ports share a slot of the root complex as functions: fewer devices for the firmware to look at.
+        let (slot, function) = (4 + port / 8, port % 8);
+        let multi = if function == 0 { ",multifunction=on" } else { "" };
+        arguments.push("-device".into());
+        arguments.push(format!(
+            "pcie-root-port,id=rp{port},chassis={},bus=pcie.0,addr=0x{slot:x}.{function}{multi}",
+            port + 1
+        ));
+    }
+    arguments
+}
+
+/// All arguments. `slots` gives each device its root port.
+pub(crate) fn arguments(
+    spec: &ServerSpec,
+    accelerator: Accelerator,
+    dir: &Path,
+    socket: &Path,
+    devices: &[(Device, u32)],
+    paused: bool,
+) -> Vec<String> {
+    let mut arguments = machine(spec, accelerator);
+    if paused {
+        arguments.push("-S".into());
+    }
+    let log = dir.join("console.log");
+    arguments.extend(["-chardev".into(), format!("file,id=console,path={},append=on", escaped(&log))]);
+    arguments.extend(["-serial".into(), "chardev:console".into()]);
+    arguments
+        .extend(["-chardev".into(), format!("socket,id=qmp,path={},server=on,wait=off", escaped(socket))]);
+    arguments.extend(["-mon".into(), "chardev=qmp,mode=control".into()]);
+    for (device, slot) in devices {
+        for node in device.blockdevs() {
+            arguments.extend(["-blockdev".into(), node.to_string()]);
+        }
+        if let Some(net) = device.netdev() {
+            arguments.extend(["-netdev".into(), net.to_string()]);
+        }
+        arguments.extend(["-device".into(), device.device(*slot).to_string()]);
+    }
+    arguments
+}
+
+/// QEMU's option syntax doubles commas.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// Starts QEMU in a session of its own, as the guests' user, and waits for its QMP socket.
+pub(crate) async fn start(
+    config: &Config,
+    accelerator: Accelerator,
+    dir: &Path,
+    socket: &Path,
+    arguments: &[String],
+) -> Result<Process> {
+    let _ = std::fs::remove_file(socket);
+    let errors = dir.join("qemu.log");
+    let stderr = std::fs::File::create(&errors).map_err(io(&errors))?;
+    // setsid and setpriv replace themselves: the child's pid is QEMU's.
+    let mut command = Command::new("setsid");
+    if let Some((uid, gid)) = config.user {
+        command.arg("setpriv").arg(format!("--reuid={uid}")).arg(format!("--regid={gid}"));
+        match (accelerator, kvm_group()) {
+            (Accelerator::Kvm, Some(group)) => command.arg(format!("--groups={group}")),
+            _ => command.arg("--clear-groups"),
+        };
+        command.args(["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]);
+    }
+    command.arg(QEMU).args(arguments).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+    let mut child = command.spawn().map_err(Error::internal)?;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    let process = pid.and_then(Process::find).ok_or_else(|| Error::internal("QEMU ended at once"))?;
+    let wait = async {
+        loop {
+            if socket.exists() {
+                return Ok(());
+            }
+            if let Ok(Some(status)) = child.try_wait() {
+                let text = std::fs::read_to_string(&errors).unwrap_or_default();
+                return Err(Error::internal(format!("QEMU ended ({status}): {}", text.trim())));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    match tokio::time::timeout(START, wait).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return Err(error),
+        Err(_) => {
+            process.kill().await?;
+            return Err(Error::unavailable("QEMU does not start."));
+        }
+    }
+    // Reap it when it ends, so that it does not stay as a zombie that looks alive.
+    tokio::spawn(async move {
+        let _ = child.wait().await;
+    });
+    Ok(process)
+}
+
+fn kvm_group() -> Option<u32> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/dev/kvm").ok().map(|m| m.gid())
+}
