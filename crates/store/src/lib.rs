@@ -19,6 +19,7 @@ mod sqlite;
 mod tx;
 mod value;
 
+use std::any::TypeId;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use base::{Clock, Entropy, Error, Result};
 
 pub use lease::Lease;
 pub use migrate::{Migration, Schema, Step};
-pub use outbox::{Subscription, Wake};
+pub use outbox::{Subscription, Waiting, Wake};
 pub use query::{Order, Query};
 pub use resource::{ColumnKind, Meta, Resource, UniqueViolation, kind_of, unique_violation};
 pub use tx::Tx;
@@ -34,6 +35,26 @@ pub use value::Value;
 
 /// How often a transaction is tried before its conflict is told to the caller.
 const ATTEMPTS: u32 = 12;
+
+/// How an engine's attempt at a transaction ended.
+pub(crate) enum Ended<T> {
+    Done(Result<T>),
+    /// Nothing was written; a new attempt may succeed. The error is the caller's after so many attempts.
+    Again(Error, u32),
+}
+
+impl<T> Ended<T> {
+    /// What a closure said, where the engine has nothing to add.
+    fn of(result: Result<T>) -> Self {
+        match result {
+            Err(error) if error.kind() == base::Kind::Retry => {
+                let attempts = if tx::is_stale(&error) { 1 } else { ATTEMPTS };
+                Ended::Again(error, attempts)
+            }
+            other => Ended::Done(other),
+        }
+    }
+}
 
 enum Engine {
     Sqlite(sqlite::Sqlite),
@@ -107,7 +128,8 @@ impl Store {
         schemas: &[Schema],
     ) -> Result<Self> {
         let outbox = Arc::new(outbox::Outbox::default());
-        let engine = postgres::Postgres::connect(url, clock.clone(), outbox.clone()).await?;
+        let origin = entropy.uuid().to_string();
+        let engine = postgres::Postgres::connect(url, origin, clock.clone(), outbox.clone()).await?;
         Self::with(Engine::Postgres(engine), clock, entropy, outbox, schemas).await
     }
 
@@ -128,7 +150,8 @@ impl Store {
         &self.0.clock
     }
 
-    /// Runs `work` on a snapshot; what it writes is refused.
+    /// Runs `work` on a snapshot; what it writes is refused. `work` may be run again, whole, so it must not have effects
+    /// of its own.
     ///
     /// # Errors
     /// What `work` answers, or `Internal`/`Unavailable` from the database.
@@ -138,13 +161,13 @@ impl Store {
         F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
     {
         let mut attempt = 0;
-        let work = Arc::new(work);
+        let work: Work<T> = Arc::new(work);
         loop {
-            let result = match &self.0.engine {
-                Engine::Sqlite(sqlite) => sqlite.read(work.clone()).await,
+            let ended = match &self.0.engine {
+                Engine::Sqlite(sqlite) => Ended::of(sqlite.read(work.clone(), TypeId::of::<F>()).await),
                 Engine::Postgres(postgres) => postgres.run(work.clone(), false).await,
             };
-            match self.again(&mut attempt, result).await {
+            match self.again(&mut attempt, ended).await {
                 Some(result) => return result,
                 None => continue,
             }
@@ -163,13 +186,16 @@ impl Store {
         F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
     {
         let mut attempt = 0;
-        let work = Arc::new(work);
+        let work: Work<T> = Arc::new(work);
         loop {
-            let result = match &self.0.engine {
-                Engine::Sqlite(sqlite) => sqlite.write(work.clone()).await,
+            let ended = match &self.0.engine {
+                Engine::Sqlite(sqlite) => match sqlite.write(work.clone()).await {
+                    Ended::Done(result) => Ended::of(result),
+                    again => again,
+                },
                 Engine::Postgres(postgres) => postgres.run(work.clone(), true).await,
             };
-            match self.again(&mut attempt, result).await {
+            match self.again(&mut attempt, ended).await {
                 Some(result) => return result,
                 None => continue,
             }
@@ -177,14 +203,15 @@ impl Store {
     }
 
     /// `None`: try again, after a pause that grows and is never the same for two.
-    async fn again<T>(&self, attempt: &mut u32, result: Result<T>) -> Option<Result<T>> {
-        let error = match result {
-            Err(error) if error.kind() == base::Kind::Retry => error,
-            other => return Some(other),
+    async fn again<T>(&self, attempt: &mut u32, ended: Ended<T>) -> Option<Result<T>> {
+        let (error, attempts) = match ended {
+            Ended::Again(error, attempts) => (error, attempts),
+            Ended::Done(result) => return Some(result),
         };
         *attempt += 1;
-        if *attempt >= ATTEMPTS {
-            return Some(Err(Error::conflict(error.public()).caused_by(error)));
+        if *attempt >= attempts {
+            let retry = error.kind() == base::Kind::Retry;
+            return Some(Err(if retry { Error::conflict(error.public()).caused_by(error) } else { error }));
         }
         let micros = self.0.entropy.below(500 << (*attempt).min(8));
         tokio::time::sleep(std::time::Duration::from_micros(micros)).await;

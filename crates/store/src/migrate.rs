@@ -1,5 +1,7 @@
 //! Schema changes: numbered per service, forward only, each step idempotent and recorded.
 
+use std::collections::BTreeMap;
+
 use base::{Error, Result};
 
 use crate::Store;
@@ -28,19 +30,79 @@ impl Migration {
 
 /// One step of a migration.
 #[derive(Debug, Clone, Copy)]
-pub struct Step(fn(&mut Tx<'_>) -> Result<()>);
+pub struct Step(Change);
+
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Table(&'static str, fn(&mut Tx<'_>) -> Result<()>),
+    Data(fn(&mut Tx<'_>) -> Result<()>),
+    DropUnique(&'static str, &'static [&'static str]),
+    DropIndex(&'static str, &'static str),
+    DropColumn(&'static str, &'static str),
+    DropTable(&'static str),
+}
 
 impl Step {
     /// Makes the resource's table with all declared columns and indexes; where it exists, adds those that are missing.
     /// Declare a new column in the resource and add a migration with this step: old and new databases end alike.
     pub const fn table<R: Resource>() -> Self {
-        Step(table::<R>)
+        Step(Change::Table(R::TABLE, table::<R>))
+    }
+
+    /// Drops the uniqueness of a group of columns, as it was declared.
+    pub const fn drop_unique(table: &'static str, group: &'static [&'static str]) -> Self {
+        Step(Change::DropUnique(table, group))
+    }
+
+    /// Drops the index of a column.
+    pub const fn drop_index(table: &'static str, column: &'static str) -> Self {
+        Step(Change::DropIndex(table, column))
+    }
+
+    /// Drops a column that no index uses any more; the field in the body stays where it is.
+    pub const fn drop_column(table: &'static str, column: &'static str) -> Self {
+        Step(Change::DropColumn(table, column))
+    }
+
+    /// Drops a table with all it holds.
+    pub const fn drop_table(table: &'static str) -> Self {
+        Step(Change::DropTable(table))
     }
 
     /// Changes data with the typed API.
     pub const fn data(change: fn(&mut Tx<'_>) -> Result<()>) -> Self {
-        Step(change)
+        Step(Change::Data(change))
     }
+
+    fn apply(&self, tx: &mut Tx<'_>) -> Result<()> {
+        let sql = match self.0 {
+            Change::Table(_, make) => return make(tx),
+            Change::Data(change) => return change(tx),
+            Change::DropUnique(table, group) => {
+                format!("DROP INDEX IF EXISTS {}", ident(&unique_index(table, group)))
+            }
+            Change::DropIndex(table, column) => {
+                format!("DROP INDEX IF EXISTS {}", ident(&index_name(table, column)))
+            }
+            Change::DropColumn(table, column) => {
+                if !columns(tx, table)?.iter().any(|c| c == column) {
+                    return Ok(());
+                }
+                format!("ALTER TABLE {} DROP COLUMN {}", ident(table), ident(column))
+            }
+            Change::DropTable(table) => format!("DROP TABLE IF EXISTS {}", ident(table)),
+        };
+        Ok(tx.connection.batch(&sql)?)
+    }
+}
+
+/// A name as SQL reads it, whatever keyword it may be (`user`, `order`, `default`).
+pub(crate) fn ident(name: &str) -> String {
+    format!("\"{name}\"")
+}
+
+fn index_name(table: &str, column: &str) -> String {
+    short(format!("{table}_by_{column}"))
 }
 
 /// Name of a unique index; PostgreSQL tells it in violations, so it must fit its 63 bytes.
@@ -67,25 +129,30 @@ fn table<R: Resource>(tx: &mut Tx<'_>) -> Result<()> {
         Some(ColumnKind::Text) => Ok(text),
         None => Err(Error::internal(format!("{} declares a column {column} that is no field", R::TABLE))),
     };
-    let table = R::TABLE;
+    let (name, table) = (R::TABLE, ident(R::TABLE));
     tx.connection.batch(&format!(
         "CREATE TABLE IF NOT EXISTS {table} (id {text} PRIMARY KEY NOT NULL, body TEXT NOT NULL, \
          generation BIGINT NOT NULL, revision BIGINT NOT NULL, created_at BIGINT NOT NULL, updated_at BIGINT NOT NULL)"
     ))?;
-    let there = columns(tx, table)?;
+    let there = columns(tx, name)?;
     for column in R::columns() {
         if !there.iter().any(|c| c == column) {
-            tx.connection.batch(&format!("ALTER TABLE {table} ADD COLUMN {column} {}", kind(column)?))?;
+            tx.connection.batch(&format!(
+                "ALTER TABLE {table} ADD COLUMN {} {}",
+                ident(column),
+                kind(column)?
+            ))?;
         }
     }
     for group in R::UNIQUE {
-        let name = unique_index(table, group);
-        tx.connection
-            .batch(&format!("CREATE UNIQUE INDEX IF NOT EXISTS {name} ON {table} ({})", group.join(", ")))?;
+        let index = ident(&unique_index(name, group));
+        let group: Vec<String> = group.iter().map(|c| ident(c)).collect();
+        let group = group.join(", ");
+        tx.connection.batch(&format!("CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} ({group})"))?;
     }
     for column in R::INDEX {
-        let name = short(format!("{table}_by_{column}"));
-        tx.connection.batch(&format!("CREATE INDEX IF NOT EXISTS {name} ON {table} ({column}, id)"))?;
+        let (index, column) = (ident(&index_name(name, column)), ident(column));
+        tx.connection.batch(&format!("CREATE INDEX IF NOT EXISTS {index} ON {table} ({column}, id)"))?;
     }
     Ok(())
 }
@@ -104,6 +171,7 @@ fn columns(tx: &mut Tx<'_>, table: &str) -> Result<Vec<String>> {
 
 /// Brings the database up to date, one migration a transaction. Two replicas that start at once wait for each other.
 pub(crate) async fn run(store: &Store, schemas: &[Schema]) -> Result<()> {
+    check(schemas)?;
     store.write(own_tables).await?;
     for (service, migrations) in schemas.iter().copied() {
         let newest = migrations.last().map_or(0, |m| m.number);
@@ -121,8 +189,32 @@ pub(crate) async fn run(store: &Store, schemas: &[Schema]) -> Result<()> {
     Ok(())
 }
 
+/// Mistakes of a programmer that would show up late, or never.
+fn check(schemas: &[Schema]) -> Result<()> {
+    let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+    for (service, migrations) in schemas.iter().copied() {
+        if !migrations.windows(2).all(|two| two[0].number < two[1].number) {
+            return Err(Error::internal(format!("the migrations of {service} are not in order")));
+        }
+        for step in migrations.iter().flat_map(|m| m.steps) {
+            if let Change::Table(table, _) = step.0
+                && let Some(other) = owners.insert(table, service)
+                && other != service
+            {
+                return Err(Error::internal(format!(
+                    "table {table} is declared by {other} and by {service}"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn own_tables(tx: &mut Tx<'_>) -> Result<()> {
-    lock(tx)?;
+    if tx.connection.postgres() {
+        // CREATE TABLE IF NOT EXISTS fails where two do it at once.
+        tx.connection.query("SELECT CAST(pg_advisory_xact_lock(7236591034) AS TEXT)", &[])?;
+    }
     let serial =
         if tx.connection.postgres() { "BIGSERIAL PRIMARY KEY" } else { "INTEGER PRIMARY KEY AUTOINCREMENT" };
     tx.connection.batch(&format!(
@@ -134,14 +226,6 @@ fn own_tables(tx: &mut Tx<'_>) -> Result<()> {
     Ok(())
 }
 
-/// One migrator at a time; SQLite's writer is alone anyway.
-fn lock(tx: &mut Tx<'_>) -> Result<()> {
-    if tx.connection.postgres() {
-        tx.connection.query("SELECT CAST(pg_advisory_xact_lock(7236591034) AS TEXT)", &[])?;
-    }
-    Ok(())
-}
-
 fn applied(tx: &mut Tx<'_>, service: &str) -> Result<Vec<u32>> {
     let mut sql = Sql::new("SELECT number FROM allod_migrations WHERE service = ", tx.connection.postgres());
     sql.bind(Value::Text(service.to_owned()));
@@ -150,12 +234,16 @@ fn applied(tx: &mut Tx<'_>, service: &str) -> Result<Vec<u32>> {
 }
 
 fn apply(tx: &mut Tx<'_>, service: &'static str, migration: &Migration) -> Result<()> {
-    lock(tx)?;
+    if tx.connection.postgres() {
+        // One migrator at a time. LOCK takes no snapshot: what comes after it sees what the one before committed.
+        // SQLite's writer is alone anyway.
+        tx.connection.batch("LOCK TABLE allod_migrations IN EXCLUSIVE MODE")?;
+    }
     if applied(tx, service)?.contains(&migration.number) {
         return Ok(());
     }
     for step in migration.steps {
-        (step.0)(tx)?;
+        step.apply(tx)?;
     }
     let mut sql = Sql::new(
         "INSERT INTO allod_migrations (service, number, name, at) VALUES (",

@@ -1,6 +1,8 @@
 //! Wake-ups: written with the transaction, delivered after it, kept until acknowledged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base::{Error, Result};
 use parking_lot::Mutex;
@@ -24,32 +26,77 @@ pub struct Wake {
 /// Wake-ups of one kind.
 pub struct Subscription {
     receiver: mpsc::UnboundedReceiver<Wake>,
+    waiting: Arc<AtomicUsize>,
+    /// The wake-up given out last still counts as waiting.
+    given: bool,
+}
+
+/// How many wake-ups wait in a [`Subscription`]; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    /// Delivered and not handled: one is handled when the next is asked for.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
 }
 
 impl Subscription {
     /// The next wake-up; `None` once the store is gone.
     pub async fn next(&mut self) -> Option<Wake> {
-        self.receiver.recv().await
+        self.handled();
+        let wake = self.receiver.recv().await;
+        self.given = wake.is_some();
+        wake
     }
 
     /// One that is there already.
     pub fn try_next(&mut self) -> Option<Wake> {
-        self.receiver.try_recv().ok()
+        self.handled();
+        let wake = self.receiver.try_recv().ok();
+        self.given = wake.is_some();
+        wake
     }
+
+    /// A view of how many wait.
+    pub fn waiting(&self) -> Waiting {
+        Waiting(self.waiting.clone())
+    }
+
+    fn handled(&mut self) {
+        if std::mem::take(&mut self.given) {
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+struct Subscriber {
+    sender: mpsc::UnboundedSender<Wake>,
+    waiting: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
 pub(crate) struct Outbox {
-    subscribers: Mutex<BTreeMap<&'static str, Vec<mpsc::UnboundedSender<Wake>>>>,
+    subscribers: Mutex<BTreeMap<&'static str, Vec<Subscriber>>>,
     /// Delivered and not yet acknowledged: a poll does not deliver them again.
-    delivered: Mutex<BTreeSet<i64>>,
+    delivered: Mutex<BTreeMap<i64, &'static str>>,
 }
 
 impl Outbox {
     pub fn subscribe(&self, kind: &'static str) -> Subscription {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.subscribers.lock().entry(kind).or_default().push(sender);
-        Subscription { receiver }
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let subscriber = Subscriber { sender, waiting: waiting.clone() };
+        let mut subscribers = self.subscribers.lock();
+        let of_kind = subscribers.entry(kind).or_default();
+        of_kind.retain(|s| !s.sender.is_closed());
+        if of_kind.is_empty() {
+            // What an ended subscription left unacknowledged is this one's.
+            self.delivered.lock().retain(|_, k| *k != kind);
+        }
+        of_kind.push(subscriber);
+        Subscription { receiver, waiting, given: false }
     }
 
     pub fn kinds(&self) -> Vec<&'static str> {
@@ -57,12 +104,21 @@ impl Outbox {
     }
 
     pub fn deliver(&self, wakes: Vec<Wake>) {
+        if wakes.is_empty() {
+            return;
+        }
         let mut subscribers = self.subscribers.lock();
         let mut delivered = self.delivered.lock();
         for wake in wakes {
-            let Some(senders) = subscribers.get_mut(wake.kind) else { continue };
-            if delivered.insert(wake.seq) {
-                senders.retain(|s| s.send(wake.clone()).is_ok());
+            let Some(of_kind) = subscribers.get_mut(wake.kind) else { continue };
+            // A subscription that ended does not keep its wake-ups from the next one.
+            of_kind.retain(|s| !s.sender.is_closed());
+            if of_kind.is_empty() || delivered.insert(wake.seq, wake.kind).is_some() {
+                continue;
+            }
+            for subscriber in of_kind {
+                subscriber.waiting.fetch_add(1, Ordering::SeqCst);
+                let _ = subscriber.sender.send(wake.clone());
             }
         }
     }
@@ -87,8 +143,8 @@ impl Tx<'_> {
             let rows = self.connection.query(&sql.text, &sql.params)?;
             wake.seq = rows.first().and_then(|r| r.first()).map_or(0, Value::int);
         }
-        if !wakes.is_empty() && self.connection.postgres() {
-            self.connection.query("SELECT CAST(pg_notify('allod', '') AS TEXT)", &[])?;
+        if !wakes.is_empty() {
+            self.connection.notify()?;
         }
         Ok(wakes)
     }

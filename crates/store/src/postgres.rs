@@ -1,27 +1,35 @@
 //! PostgreSQL: SERIALIZABLE transactions on pooled connections; closures run on blocking threads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use base::{Clock, Error, Result};
+use base::{Clock, Error, Result, Timestamp};
 use bytes::BytesMut;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::{AsyncMessage, NoTls, Row};
 
-use crate::Work;
 use crate::outbox::{Outbox, Wake};
 use crate::tx::{Connection, Failure, Tx};
 use crate::value::Value;
+use crate::{Ended, Work};
 
 /// Connections of one process.
 const CONNECTIONS: usize = 16;
 
+/// Time between polls of the outbox, where notifications are lost.
+const POLL: Duration = Duration::from_secs(5);
+/// Pause before a broken listener connects again.
+const RECONNECT: Duration = Duration::from_secs(1);
+
 pub(crate) struct Postgres {
     pool: Pool,
+    /// Names this process in notifications: it does not wake itself.
+    origin: Arc<str>,
     clock: Arc<dyn Clock>,
     outbox: Arc<Outbox>,
 }
@@ -31,10 +39,15 @@ fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Er
 }
 
 impl Postgres {
-    pub async fn connect(url: &str, clock: Arc<dyn Clock>, outbox: Arc<Outbox>) -> Result<Self> {
+    pub async fn connect(
+        url: &str,
+        origin: String,
+        clock: Arc<dyn Clock>,
+        outbox: Arc<Outbox>,
+    ) -> Result<Self> {
         let mut config: tokio_postgres::Config =
             url.parse().map_err(|_| Error::bad_request("The PostgreSQL URL is not valid."))?;
-        config.application_name("allod");
+        config.application_name("allod").connect_timeout(Duration::from_secs(10));
         let manager = Manager::from_config(
             config.clone(),
             NoTls,
@@ -43,89 +56,195 @@ impl Postgres {
         let pool = Pool::builder(manager)
             .max_size(CONNECTIONS)
             .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(std::time::Duration::from_secs(30)))
-            .create_timeout(Some(std::time::Duration::from_secs(10)))
+            .wait_timeout(Some(Duration::from_secs(30)))
+            .create_timeout(Some(Duration::from_secs(10)))
             .build()
             .map_err(unavailable)?;
-        tokio::spawn(listen(config, Arc::downgrade(&outbox), pool.clone()));
-        Ok(Postgres { pool, clock, outbox })
+        let origin: Arc<str> = origin.into();
+        tokio::spawn(listen(config, origin.clone(), Arc::downgrade(&outbox), pool.clone()));
+        Ok(Postgres { pool, origin, clock, outbox })
     }
 
-    pub async fn run<T: Send + 'static>(&self, work: Work<T>, writable: bool) -> Result<T> {
+    pub async fn run<T: Send + 'static>(&self, work: Work<T>, writable: bool) -> Ended<T> {
         let now = self.clock.now();
-        let client = self.pool.get().await.map_err(unavailable)?;
+        let client = match self.pool.get().await {
+            Ok(client) => client,
+            Err(error) => return Ended::Done(Err(unavailable(error))),
+        };
         let outbox = self.outbox.clone();
+        let origin = self.origin.clone();
         let runtime = Handle::current();
         let run = move || {
-            let mut session = Session { client, runtime };
-            let mode = if writable { "READ WRITE" } else { "READ ONLY" };
-            session.batch(&format!("BEGIN ISOLATION LEVEL SERIALIZABLE {mode}"))?;
-            let result = catch_unwind(AssertUnwindSafe(|| {
-                let mut tx = Tx::new(&mut session, now, writable);
-                let value = work(&mut tx)?;
-                let wakes = tx.flush_wakes()?;
-                Ok((value, wakes))
-            }))
-            .unwrap_or_else(|_| Err(Error::internal("a transaction panicked")));
-            match result {
+            let mut session = Session { client, runtime, origin, again: None };
+            match session.transaction(&*work, now, writable) {
                 Ok((value, wakes)) => {
-                    session.batch("COMMIT")?;
                     outbox.deliver(wakes);
-                    Ok(value)
+                    Ended::Done(Ok(value))
                 }
-                Err(error) => {
-                    session.batch("ROLLBACK")?;
-                    Err(error)
-                }
+                Err(ended) => ended,
             }
         };
-        tokio::task::spawn_blocking(run).await.map_err(Error::internal)?
+        let ended = tokio::task::spawn_blocking(run).await;
+        ended.unwrap_or_else(|e| Ended::Done(Err(Error::internal(e))))
     }
 }
 
 /// Listens for other replicas' wake-ups; on every notification reads what is new. Ends with the store.
-async fn listen(config: tokio_postgres::Config, outbox: std::sync::Weak<Outbox>, pool: Pool) {
+async fn listen(config: tokio_postgres::Config, origin: Arc<str>, outbox: Weak<Outbox>, pool: Pool) {
     while outbox.strong_count() > 0 {
-        if let Ok((client, mut connection)) = config.connect(NoTls).await {
-            let mut messages = futures::stream::poll_fn(move |cx| connection.poll_message(cx));
-            let (sender, mut notified) = tokio::sync::mpsc::channel::<()>(1);
-            let driver = tokio::spawn(async move {
-                while let Some(Ok(message)) = messages.next().await {
-                    if matches!(message, AsyncMessage::Notification(_)) {
-                        let _ = sender.try_send(());
-                    }
-                }
-            });
-            let _ = client.batch_execute("LISTEN allod").await;
-            loop {
-                let woken = tokio::time::timeout(std::time::Duration::from_secs(5), notified.recv()).await;
-                let Some(outbox) = outbox.upgrade() else { break };
-                // A timeout polls all the same: the fallback where notifications are lost.
-                if matches!(woken, Ok(None)) || poll(&pool, &outbox).await.is_err() {
-                    break;
-                }
-            }
-            driver.abort();
+        if let Err(error) = listen_once(&config, &origin, &outbox, &pool).await {
+            tracing::warn!(error = %error.chain(), "not listening for other replicas' wake-ups; trying again");
         }
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        tokio::time::sleep(RECONNECT).await;
+    }
+}
+
+async fn listen_once(
+    config: &tokio_postgres::Config,
+    origin: &str,
+    outbox: &Weak<Outbox>,
+    pool: &Pool,
+) -> Result<()> {
+    let (client, mut connection) = config.connect(NoTls).await.map_err(unavailable)?;
+    let mut messages = futures::stream::poll_fn(move |cx| connection.poll_message(cx));
+    let (sender, mut notified) = tokio::sync::mpsc::channel::<()>(1);
+    let own = origin.to_owned();
+    // Ends when the client is dropped, or the server is gone.
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = messages.next().await {
+            if matches!(message, AsyncMessage::Notification(told) if told.payload() != own) {
+                let _ = sender.try_send(());
+            }
+        }
+    });
+    client.batch_execute("LISTEN allod").await.map_err(unavailable)?;
+    loop {
+        let Some(outbox) = outbox.upgrade() else { return Ok(()) };
+        // What came before LISTEN, or while nobody listened, is read as well.
+        poll(pool, &outbox).await?;
+        drop(outbox);
+        if matches!(tokio::time::timeout(POLL, notified.recv()).await, Ok(None)) {
+            return Err(Error::unavailable("The database closed the connection."));
+        }
     }
 }
 
 async fn poll(pool: &Pool, outbox: &Outbox) -> Result<()> {
-    let client = pool.get().await.map_err(unavailable)?;
-    for kind in outbox.kinds() {
-        let rows = client
-            .query("SELECT seq, object FROM allod_outbox WHERE kind = $1 ORDER BY seq", &[&kind])
-            .await
-            .map_err(unavailable)?;
-        outbox.deliver(rows.iter().map(|r| Wake { kind, seq: r.get(0), key: r.get(1) }).collect());
+    let kinds = outbox.kinds();
+    if kinds.is_empty() {
+        return Ok(());
     }
+    let client = pool.get().await.map_err(unavailable)?;
+    let sql = "SELECT seq, kind, object FROM allod_outbox WHERE kind = ANY($1) ORDER BY seq";
+    let statement = match client.prepare_cached(sql).await {
+        Ok(statement) => statement,
+        // The schema is not there yet.
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => return Ok(()),
+        Err(error) => return Err(unavailable(error)),
+    };
+    let rows = client.query(&statement, &[&kinds]).await.map_err(unavailable)?;
+    let wakes = rows.iter().filter_map(|row| {
+        let kind = kinds.iter().copied().find(|k| *k == row.get::<_, &str>(1))?;
+        Some(Wake { kind, seq: row.get(0), key: row.get(2) })
+    });
+    outbox.deliver(wakes.collect());
     Ok(())
+}
+
+/// Why a transaction has to be run again, whatever its closure made of the failure.
+enum Again {
+    /// Another writer was in the way.
+    Conflict(String),
+    /// The connection broke before the commit was sent.
+    Lost(String),
 }
 
 struct Session {
     client: deadpool_postgres::Object,
     runtime: Handle,
+    origin: Arc<str>,
+    again: Option<Again>,
+}
+
+type Closure<T> = dyn Fn(&mut Tx<'_>) -> Result<T> + Send + Sync;
+
+impl Session {
+    fn transaction<T>(
+        &mut self,
+        work: &Closure<T>,
+        now: Timestamp,
+        writable: bool,
+    ) -> std::result::Result<(T, Vec<Wake>), Ended<T>> {
+        // A snapshot is all that a read needs, and it never fails for others' writes.
+        let mode = if writable { "SERIALIZABLE READ WRITE" } else { "REPEATABLE READ READ ONLY" };
+        let mut violated = false;
+        let begun = self.batch(&format!("BEGIN ISOLATION LEVEL {mode}")).map_err(Error::from);
+        let result = begun.and_then(|()| {
+            let mut tx = Tx::new(self, now, writable);
+            let done = catch_unwind(AssertUnwindSafe(|| {
+                let value = work(&mut tx)?;
+                Ok((value, tx.flush_wakes()?))
+            }));
+            violated = tx.violated;
+            done.unwrap_or_else(|_| Err(Error::internal("a transaction panicked")))
+        });
+        if let Some(again) = self.again.take() {
+            let _ = self.batch("ROLLBACK");
+            return Err(match again {
+                Again::Conflict(why) => Ended::Again(Error::retry(why), crate::ATTEMPTS),
+                Again::Lost(why) => Ended::Again(unavailable(why), crate::ATTEMPTS),
+            });
+        }
+        match result {
+            Ok(done) => match self.batch("COMMIT") {
+                Ok(()) => Ok(done),
+                Err(failure) => Err(match self.again.take() {
+                    Some(Again::Conflict(why)) => Ended::Again(Error::retry(why), crate::ATTEMPTS),
+                    // Whether it was committed is not known: the caller has to look.
+                    _ => Ended::Done(Err(failure.into())),
+                }),
+            },
+            Err(error) => {
+                let _ = self.batch("ROLLBACK");
+                // The refusing row may be newer than this snapshot: the closure sees it the next time, and may choose
+                // another value.
+                Err(if violated && !crate::tx::is_stale(&error) {
+                    Ended::Again(error, 3)
+                } else {
+                    Ended::of(Err(error))
+                })
+            }
+        }
+    }
+
+    fn failure(&mut self, error: tokio_postgres::Error) -> Failure {
+        let Some(told) = error.as_db_error() else {
+            if error.is_closed() || self.client.is_closed() {
+                self.again = Some(Again::Lost(error.to_string()));
+                return Failure::Other(unavailable(error));
+            }
+            return Failure::Other(Error::internal(error));
+        };
+        match told.code() {
+            &SqlState::UNIQUE_VIOLATION => Failure::Unique(told.constraint().unwrap_or_default().to_owned()),
+            &SqlState::T_R_SERIALIZATION_FAILURE | &SqlState::T_R_DEADLOCK_DETECTED => {
+                self.again = Some(Again::Conflict(told.message().to_owned()));
+                Failure::Retry(error.to_string())
+            }
+            &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN | &SqlState::CANNOT_CONNECT_NOW => {
+                self.again = Some(Again::Lost(told.message().to_owned()));
+                Failure::Other(unavailable(error))
+            }
+            &SqlState::DISK_FULL | &SqlState::READ_ONLY_SQL_TRANSACTION | &SqlState::TOO_MANY_CONNECTIONS => {
+                Failure::Other(Error::unavailable("The database could not write.").caused_by(error))
+            }
+            // An indexed value beyond a third of a page.
+            &SqlState::PROGRAM_LIMIT_EXCEEDED => {
+                Failure::Other(Error::bad_request("A value is too long.").caused_by(error))
+            }
+            _ => Failure::Other(Error::internal(error)),
+        }
+    }
 }
 
 impl ToSql for Value {
@@ -149,18 +268,19 @@ impl ToSql for Value {
     to_sql_checked!();
 }
 
-fn failure(error: tokio_postgres::Error) -> Failure {
-    let Some(told) = error.as_db_error() else { return Failure::Other(unavailable(error)) };
-    match told.code() {
-        &SqlState::UNIQUE_VIOLATION => Failure::Unique(told.constraint().unwrap_or_default().to_owned()),
-        &SqlState::T_R_SERIALIZATION_FAILURE | &SqlState::T_R_DEADLOCK_DETECTED => {
-            Failure::Retry(error.to_string())
-        }
-        &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN | &SqlState::CANNOT_CONNECT_NOW => {
-            Failure::Other(unavailable(error))
-        }
-        _ => Failure::Other(Error::internal(error)),
-    }
+type Answer<T> = std::result::Result<T, Failure>;
+
+/// Borrowed parameters, as the client wants them.
+fn borrowed(params: &[Value]) -> Vec<&(dyn ToSql + Sync)> {
+    params.iter().map(|p| p as &(dyn ToSql + Sync)).collect()
+}
+
+fn value(row: &Row, i: usize, ty: &Type) -> std::result::Result<Value, tokio_postgres::Error> {
+    Ok(match *ty {
+        Type::INT8 => row.try_get::<_, Option<i64>>(i)?.map_or(Value::Null, Value::Int),
+        Type::INT4 => row.try_get::<_, Option<i32>>(i)?.map_or(Value::Null, |n| Value::Int(n.into())),
+        _ => row.try_get::<_, Option<String>>(i)?.map_or(Value::Null, Value::Text),
+    })
 }
 
 impl Connection for Session {
@@ -168,42 +288,58 @@ impl Connection for Session {
         true
     }
 
-    fn query(&mut self, sql: &str, params: &[Value]) -> std::result::Result<Vec<Vec<Value>>, Failure> {
-        let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|p| p as &(dyn ToSql + Sync)).collect();
+    fn query(&mut self, sql: &str, params: &[Value]) -> Answer<Vec<Vec<Value>>> {
         let rows = self.runtime.block_on(async {
             let statement = self.client.prepare_cached(sql).await?;
-            self.client.query(&statement, &params).await
+            self.client.query(&statement, &borrowed(params)).await
         });
-        let mut found = Vec::new();
-        for row in rows.map_err(failure)? {
-            let mut values = Vec::with_capacity(row.len());
-            for (i, column) in row.columns().iter().enumerate() {
-                values.push(if *column.type_() == Type::INT8 {
-                    row.try_get::<_, Option<i64>>(i).map_err(failure)?.map_or(Value::Null, Value::Int)
-                } else if *column.type_() == Type::INT4 {
-                    row.try_get::<_, Option<i32>>(i)
-                        .map_err(failure)?
-                        .map_or(Value::Null, |n| Value::Int(n.into()))
-                } else {
-                    row.try_get::<_, Option<String>>(i).map_err(failure)?.map_or(Value::Null, Value::Text)
-                });
-            }
-            found.push(values);
+        let rows = rows.map_err(|e| self.failure(e))?;
+        let mut found = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let values = row.columns().iter().enumerate().map(|(i, c)| value(row, i, c.type_()));
+            found.push(values.collect::<std::result::Result<_, _>>().map_err(|e| self.failure(e))?);
         }
         Ok(found)
     }
 
-    fn execute(&mut self, sql: &str, params: &[Value]) -> std::result::Result<u64, Failure> {
-        let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|p| p as &(dyn ToSql + Sync)).collect();
-        self.runtime
-            .block_on(async {
-                let statement = self.client.prepare_cached(sql).await?;
-                self.client.execute(&statement, &params).await
-            })
-            .map_err(failure)
+    fn execute(&mut self, sql: &str, params: &[Value]) -> Answer<u64> {
+        let changed = self.runtime.block_on(async {
+            let statement = self.client.prepare_cached(sql).await?;
+            self.client.execute(&statement, &borrowed(params)).await
+        });
+        changed.map_err(|e| self.failure(e))
     }
 
-    fn batch(&mut self, sql: &str) -> std::result::Result<(), Failure> {
-        self.runtime.block_on(self.client.batch_execute(sql)).map_err(failure)
+    fn execute_unique(&mut self, sql: &str, params: &[Value]) -> Answer<u64> {
+        let changed = self.runtime.block_on(async {
+            let client = &self.client;
+            let statement = client.prepare_cached(sql).await?;
+            let params = borrowed(params);
+            // A failed statement ends a PostgreSQL transaction, unless a savepoint is before it. The three are sent
+            // together, in this order, and cost one round trip.
+            let (before, changed, after) = futures::join!(
+                client.batch_execute("SAVEPOINT one"),
+                client.execute(&statement, &params),
+                client.batch_execute("RELEASE one"),
+            );
+            before?;
+            if changed.is_err() {
+                client.batch_execute("ROLLBACK TO one; RELEASE one").await?;
+            } else {
+                after?;
+            }
+            changed
+        });
+        changed.map_err(|e| self.failure(e))
+    }
+
+    fn batch(&mut self, sql: &str) -> Answer<()> {
+        let done = self.runtime.block_on(self.client.batch_execute(sql));
+        done.map_err(|e| self.failure(e))
+    }
+
+    fn notify(&mut self) -> Answer<()> {
+        let origin = Value::Text(self.origin.to_string());
+        self.query("SELECT CAST(pg_notify('allod', $1) AS TEXT)", &[origin]).map(drop)
     }
 }

@@ -3,6 +3,7 @@
 use base::{Error, Result};
 use serde::Serialize;
 
+use crate::migrate::ident;
 use crate::resource::{ColumnKind, Resource};
 use crate::value::Value;
 
@@ -123,13 +124,13 @@ impl Query {
         self
     }
 
-    /// `column` begins with `text` (ASCII case may be ignored).
+    /// `column` begins with `text` (ASCII case is ignored).
     #[must_use]
     pub fn prefix(self, column: &'static str, text: &str) -> Self {
         self.like(column, text, "")
     }
 
-    /// `column` contains `text` (ASCII case may be ignored).
+    /// `column` contains `text` (ASCII case is ignored).
     #[must_use]
     pub fn contains(self, column: &'static str, text: &str) -> Self {
         self.like(column, text, "%")
@@ -230,17 +231,19 @@ impl Sql {
                     self.push(if *operator == "<>" { "1=1" } else { "1=0" });
                     return Ok(());
                 }
-                self.push(name).push(" ").push(operator).push(" ");
+                self.push(&ident(name)).push(" ").push(operator).push(" ");
                 self.bind(value.clone());
             }
             Filter::In(name, values) => self.one_of::<R>(name, values)?,
             Filter::Null(name, is) => {
                 kind::<R>(name)?;
-                self.push(name).push(if *is { " IS NULL" } else { " IS NOT NULL" });
+                self.push(&ident(name)).push(if *is { " IS NULL" } else { " IS NOT NULL" });
             }
             Filter::Like(name, pattern) => {
                 kind::<R>(name)?;
-                self.push(name).push(" LIKE ");
+                // SQLite's LIKE ignores ASCII case, and so does ILIKE on columns of collation "C".
+                let like = if self.postgres { " ILIKE " } else { " LIKE " };
+                self.push(&ident(name)).push(like);
                 self.bind(Value::Text(pattern.clone())).push(" ESCAPE '\\'");
             }
             Filter::Any(filters) if filters.is_empty() => {
@@ -275,7 +278,7 @@ impl Sql {
             })
             .collect();
         let list = Value::Text(serde_json::Value::Array(json).to_string());
-        self.push(name);
+        self.push(&ident(name));
         match (self.postgres, kind) {
             (false, _) => self.push(" IN (SELECT value FROM json_each(").bind(list).push("))"),
             (true, ColumnKind::Text) => self
@@ -340,8 +343,8 @@ fn id_order(query: &Query) -> Order {
 pub(crate) fn sortable<R: Resource>(name: &str) -> Result<String> {
     Ok(match kind::<R>(name)? {
         _ if ["id", "created_at", "updated_at", "generation", "revision"].contains(&name) => name.to_owned(),
-        ColumnKind::Text => format!("COALESCE({name}, '')"),
-        ColumnKind::Int => format!("COALESCE({name}, -1)"),
+        ColumnKind::Text => format!("COALESCE({}, '')", ident(name)),
+        ColumnKind::Int => format!("COALESCE({}, -1)", ident(name)),
     })
 }
 

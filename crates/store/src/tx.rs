@@ -2,6 +2,7 @@
 
 use base::{Error, Result, Timestamp};
 
+use crate::migrate::ident;
 use crate::outbox::Wake;
 use crate::query::{Query, Sql, sortable};
 use crate::resource::{ColumnKind, Resource, conflict};
@@ -12,6 +13,12 @@ pub(crate) trait Connection {
     fn postgres(&self) -> bool;
     fn query(&mut self, sql: &str, params: &[Value]) -> Result<Vec<Vec<Value>>, Failure>;
     fn execute(&mut self, sql: &str, params: &[Value]) -> Result<u64, Failure>;
+    /// As `execute`, and the transaction goes on after [`Failure::Unique`].
+    fn execute_unique(&mut self, sql: &str, params: &[Value]) -> Result<u64, Failure>;
+    /// Tells other processes, on commit, that the outbox has something new.
+    fn notify(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
     /// Runs statements without parameters.
     fn batch(&mut self, sql: &str) -> Result<(), Failure>;
 }
@@ -42,11 +49,30 @@ pub struct Tx<'a> {
     now: Timestamp,
     writable: bool,
     pub(crate) wakes: Vec<Wake>,
+    /// A unique index refused a write: what refused it may be invisible to this snapshot and visible to the next.
+    pub(crate) violated: bool,
+}
+
+/// A compare-and-set that met another revision. A transaction reads its own snapshot, so the copy came from outside it
+/// and running the closure again cannot help.
+#[derive(Debug)]
+struct Stale(String);
+
+impl std::fmt::Display for Stale {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} was changed or deleted", self.0)
+    }
+}
+
+impl std::error::Error for Stale {}
+
+pub(crate) fn is_stale(error: &Error) -> bool {
+    std::error::Error::source(error).is_some_and(|s| s.is::<Stale>())
 }
 
 impl<'a> Tx<'a> {
     pub(crate) fn new(connection: &'a mut dyn Connection, now: Timestamp, writable: bool) -> Self {
-        Tx { connection, now, writable, wakes: Vec::new() }
+        Tx { connection, now, writable, wakes: Vec::new(), violated: false }
     }
 
     /// The transaction's moment.
@@ -78,7 +104,7 @@ impl<'a> Tx<'a> {
         if id.contains('\0') {
             return Ok(None);
         }
-        let mut sql = self.sql(format!("SELECT {BODY} FROM {} WHERE id = ", R::TABLE));
+        let mut sql = self.sql(format!("SELECT {BODY} FROM {} WHERE id = ", ident(R::TABLE)));
         sql.bind(Value::Text(id.to_owned()));
         self.rows(&sql)?.into_iter().next().map(decode).transpose()
     }
@@ -113,7 +139,7 @@ impl<'a> Tx<'a> {
     }
 
     fn select<R: Resource>(&mut self, what: &str, query: &Query) -> Result<Vec<Vec<Value>>> {
-        let mut sql = self.sql(format!("SELECT {what} FROM {}", R::TABLE));
+        let mut sql = self.sql(format!("SELECT {what} FROM {}", ident(R::TABLE)));
         sql.filters::<R>(query)?;
         if let Some(marker) = &query.after {
             let values = self.sort_values::<R>(query, marker)?;
@@ -132,7 +158,7 @@ impl<'a> Tx<'a> {
         for (name, _) in &query.sort {
             columns.push(sortable::<R>(name)?);
         }
-        let mut sql = self.sql(format!("SELECT {} FROM {} WHERE id = ", columns.join(", "), R::TABLE));
+        let mut sql = self.sql(format!("SELECT {} FROM {} WHERE id = ", columns.join(", "), ident(R::TABLE)));
         sql.bind(Value::Text(marker.to_owned()));
         let row = self.rows(&sql)?.into_iter().next().ok_or_else(unknown)?;
         Ok(row.into_iter().skip(1).collect())
@@ -170,11 +196,11 @@ impl<'a> Tx<'a> {
         if R::column_kind(column) != Some(ColumnKind::Int) {
             return Err(Error::internal(format!("{}.{column} is no integer column", R::TABLE)));
         }
-        self.number::<R>(&format!("CAST(COALESCE(SUM({column}), 0) AS BIGINT)"), query)
+        self.number::<R>(&format!("CAST(COALESCE(SUM({}), 0) AS BIGINT)", ident(column)), query)
     }
 
     fn number<R: Resource>(&mut self, expression: &str, query: &Query) -> Result<u64> {
-        let mut sql = self.sql(format!("SELECT {expression} FROM {}", R::TABLE));
+        let mut sql = self.sql(format!("SELECT {expression} FROM {}", ident(R::TABLE)));
         sql.filters::<R>(query)?;
         let rows = self.rows(&sql)?;
         let value = rows.first().and_then(|r| r.first()).map_or(0, Value::int);
@@ -191,10 +217,10 @@ impl<'a> Tx<'a> {
         *resource.meta_mut() = crate::Meta { generation: 1, revision: 1, created_at: now, updated_at: now };
         let columns = R::columns();
         let (body, values) = encode(resource, &columns)?;
-        let names: String = columns.iter().map(|c| format!(", {c}")).collect();
+        let names: String = columns.iter().map(|c| format!(", {}", ident(c))).collect();
         let mut sql = self.sql(format!(
             "INSERT INTO {} (id, body, generation, revision, created_at, updated_at{names}) VALUES (",
-            R::TABLE
+            ident(R::TABLE)
         ));
         sql.bind(Value::Text(resource.id().to_string()).no_nul()?)
             .push(", ")
@@ -205,11 +231,17 @@ impl<'a> Tx<'a> {
             sql.push(", ").bind(value);
         }
         sql.push(")");
-        match self.connection.execute(&sql.text, &sql.params) {
-            Ok(_) => Ok(()),
-            Err(Failure::Unique(what)) => Err(conflict::<R>(violated::<R>(&what))),
-            Err(other) => Err(other.into()),
-        }
+        self.execute_unique::<R>(&sql).map(drop)
+    }
+
+    fn execute_unique<R: Resource>(&mut self, sql: &Sql) -> Result<u64> {
+        self.connection.execute_unique(&sql.text, &sql.params).map_err(|failure| match failure {
+            Failure::Unique(what) => {
+                self.violated = true;
+                conflict::<R>(violated::<R>(&what))
+            }
+            other => other.into(),
+        })
     }
 
     /// Writes a change of the spec: generation + 1, revision + 1.
@@ -240,26 +272,27 @@ impl<'a> Tx<'a> {
             updated_at: self.now,
         };
         let number = |n: u64| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
-        let mut sql = self.sql(format!("UPDATE {} SET body = ", R::TABLE));
+        let mut sql = self.sql(format!("UPDATE {} SET body = ", ident(R::TABLE)));
         sql.bind(Value::Text(body)).push(", generation = ").bind(number(meta.generation));
         sql.push(", revision = ")
             .bind(number(meta.revision))
             .push(", updated_at = ")
             .bind(Value::Int(self.now.0));
         for (column, value) in columns.iter().zip(values) {
-            sql.push(", ").push(column).push(" = ").bind(value);
+            sql.push(", ").push(&ident(column)).push(" = ").bind(value);
         }
         sql.push(" WHERE id = ").bind(Value::Text(resource.id().to_string()));
         sql.push(" AND revision = ").bind(number(held.revision));
-        match self.connection.execute(&sql.text, &sql.params) {
-            Ok(0) => Err(Error::retry(format!("{} {} was changed or deleted", R::KIND, resource.id()))),
-            Ok(_) => {
-                *resource.meta_mut() = meta;
-                Ok(())
-            }
-            Err(Failure::Unique(what)) => Err(conflict::<R>(violated::<R>(&what))),
-            Err(other) => Err(other.into()),
+        let changed = if R::UNIQUE.is_empty() {
+            self.connection.execute(&sql.text, &sql.params)?
+        } else {
+            self.execute_unique::<R>(&sql)?
+        };
+        if changed == 0 {
+            return Err(Error::retry(Stale(format!("{} {}", R::KIND, resource.id()))));
         }
+        *resource.meta_mut() = meta;
+        Ok(())
     }
 
     /// Deletes; `false` where there was nothing.
@@ -268,7 +301,7 @@ impl<'a> Tx<'a> {
     /// From the database only.
     pub fn delete<R: Resource>(&mut self, id: &R::Id) -> Result<bool> {
         self.may_write()?;
-        let mut sql = self.sql(format!("DELETE FROM {} WHERE id = ", R::TABLE));
+        let mut sql = self.sql(format!("DELETE FROM {} WHERE id = ", ident(R::TABLE)));
         sql.bind(Value::Text(id.to_string()).no_nul()?);
         Ok(self.connection.execute(&sql.text, &sql.params)? > 0)
     }
@@ -279,7 +312,7 @@ impl<'a> Tx<'a> {
     /// As [`Tx::list`].
     pub fn delete_where<R: Resource>(&mut self, query: &Query) -> Result<u64> {
         self.may_write()?;
-        let mut sql = self.sql(format!("DELETE FROM {}", R::TABLE));
+        let mut sql = self.sql(format!("DELETE FROM {}", ident(R::TABLE)));
         sql.filters::<R>(query)?;
         Ok(self.connection.execute(&sql.text, &sql.params)?)
     }
@@ -358,7 +391,9 @@ fn violated<R: Resource>(what: &str) -> &'static [&'static str] {
     let columns: Vec<&str> = what.split(", ").filter_map(|c| c.rsplit('.').next()).collect();
     R::UNIQUE
         .iter()
-        .find(|group| crate::migrate::unique_index(R::TABLE, group) == what || group.iter().eq(columns.iter()))
+        .find(|group| {
+            crate::migrate::unique_index(R::TABLE, group) == what || group.iter().eq(columns.iter())
+        })
         .copied()
         .unwrap_or(&["id"])
 }
