@@ -97,14 +97,25 @@ fn network_of(item: &Item) -> Option<NetworkId> {
     }
 }
 
-/// Networks first, then what stands on them.
-fn rank(item: &Item) -> u8 {
+/// Groups that the item names; they are there, empty, even if they are nobody's item.
+fn named_groups(item: &Item) -> Vec<Key> {
     match item {
-        Item::Network(_) => 0,
-        Item::SecurityGroup(_) => 1,
-        Item::Router(_) => 2,
-        Item::Port(_) => 3,
-        Item::FloatingIp(_) => 4,
+        Item::Port(port) => port.security_groups.iter().map(|g| Key::SecurityGroup(*g)).collect(),
+        Item::SecurityGroup(group) => {
+            group.rules.iter().filter_map(|r| r.remote_group).map(Key::SecurityGroup).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Networks first, then what stands on them.
+fn rank(key: Key) -> u8 {
+    match key {
+        Key::Network(_) => 0,
+        Key::SecurityGroup(_) => 1,
+        Key::Router(_) => 2,
+        Key::Port(_) => 3,
+        Key::FloatingIp(_) => 4,
     }
 }
 
@@ -398,8 +409,10 @@ impl NetworkBackend for Backend {
     async fn sync(&self, items: &[Item]) -> Result<usize> {
         let mut repaired = usize::from(self.inner.base().await?);
         let mut ordered: Vec<&Item> = items.iter().collect();
-        ordered.sort_by_key(|i| rank(i));
-        let keep: BTreeSet<Key> = items.iter().map(Item::key).collect();
+        ordered.sort_by_key(|i| rank(i.key()));
+        let mut keep: BTreeSet<Key> = items.iter().map(Item::key).collect();
+        keep.extend(items.iter().flat_map(named_groups));
+        self.inner.nb.catch_up().await?;
         let mut failed = None;
         for item in ordered {
             match self.inner.apply(item).await {
@@ -409,8 +422,10 @@ impl NetworkBackend for Backend {
             }
         }
         self.inner.nb.ready(WITHIN).await?;
-        for key in self.inner.nb.read(held_items).difference(&keep) {
-            match self.inner.remove(*key).await {
+        let mut gone: Vec<Key> = self.inner.nb.read(held_items).difference(&keep).copied().collect();
+        gone.sort_by_key(|key| std::cmp::Reverse(rank(*key)));
+        for key in gone {
+            match self.inner.remove(key).await {
                 Ok(written) => repaired += usize::from(written),
                 Err(e) => failed = Some(e),
             }

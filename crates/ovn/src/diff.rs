@@ -119,8 +119,19 @@ pub fn key_of(table: &str, row: &Row) -> String {
     }
 }
 
+/// The row of that name; where there are several, the one that carries a revision.
+fn best<'a>(db: &'a Replica, table: &str, name: &str) -> Option<(Uuid, &'a Row)> {
+    ranked(db, table, name).into_iter().next()
+}
+
+fn ranked<'a>(db: &'a Replica, table: &str, name: &str) -> Vec<(Uuid, &'a Row)> {
+    let mut rows: Vec<_> = db.named(table, name).map(|(u, r)| (u, r.as_ref())).collect();
+    rows.sort_by_key(|(_, r)| r.external_id(REVISION).is_none());
+    rows
+}
+
 /// The row whose `external_ids` carry the item's revision.
-fn primary<'a>(db: &'a Replica, key: Key) -> Option<(&'static str, Uuid, &'a Row)> {
+fn primary(db: &Replica, key: Key) -> Option<(&'static str, Uuid, &Row)> {
     let named =
         |table: &'static str, name: &str| db.named(table, name).next().map(|(u, r)| (table, u, r.as_ref()));
     match key {
@@ -171,7 +182,7 @@ pub fn scope(db: &Replica, key: Key) -> Vec<Owned> {
     match key {
         Key::Network(id) => {
             let name = switch_name(id);
-            for (switch, _) in db.named("Logical_Switch", &name) {
+            for (switch, _) in ranked(db, "Logical_Switch", &name) {
                 all.push(root("Logical_Switch", switch));
                 let ports = held(db, ("Logical_Switch", switch, "ports"), "Logical_Switch_Port");
                 all.extend(ports.filter(|(_, r)| r.text("name").starts_with("provnet-")).map(|(o, _)| o));
@@ -198,7 +209,7 @@ pub fn scope(db: &Replica, key: Key) -> Vec<Owned> {
         }
         Key::Router(id) => {
             let name = router_name(id);
-            for (router, _) in db.named("Logical_Router", &name) {
+            for (router, _) in ranked(db, "Logical_Router", &name) {
                 all.push(root("Logical_Router", router));
                 let of = |column| ("Logical_Router", router, column);
                 all.extend(held(db, of("ports"), "Logical_Router_Port").map(|(o, _)| o));
@@ -248,7 +259,7 @@ pub fn port_group_scope(db: &Replica, name: &str) -> Vec<Owned> {
 pub fn context(db: &Replica, key: Key, network: Option<base::NetworkId>) -> Context {
     let mut context = Context::default();
     let Some(network) = network else { return context };
-    let Some((switch, row)) = db.named("Logical_Switch", &switch_name(network)).next() else {
+    let Some((switch, row)) = best(db, "Logical_Switch", &switch_name(network)) else {
         return context;
     };
     context.domain = row.external_id(crate::project::DOMAIN).unwrap_or_default().to_owned();
@@ -328,7 +339,7 @@ impl Builder<'_> {
         if let Some(row) = self.refs.get(&(parent.table, parent.key.clone())) {
             return Ok(row.clone());
         }
-        let found = self.db.named(parent.table, &parent.key).next().map(|(u, _)| u);
+        let found = best(self.db, parent.table, &parent.key).map(|(u, _)| u);
         let uuid = found.ok_or_else(|| Missing(format!("{} {}", parent.table, parent.key)))?;
         self.guard_name(parent.table, uuid);
         Ok(Ref::Uuid(uuid))

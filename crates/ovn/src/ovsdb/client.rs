@@ -160,6 +160,17 @@ impl Client {
         Answer::from_json(result)
     }
 
+    /// Waits until the copy shows everything that was committed before this call, by whomever.
+    ///
+    /// # Errors
+    /// [`Error::Disconnected`] if the server does not answer.
+    pub async fn catch_up(&self) -> Result<()> {
+        let mut txn = Txn::new();
+        // The server sends all updates before the answer of a transaction, even of one that does nothing.
+        txn.comment("");
+        self.transact(&txn).await.map(|_| ())
+    }
+
     async fn call(&self, method: &'static str, params: Json) -> Result<Json> {
         let (reply, answer) = oneshot::channel();
         let call = async {
@@ -260,7 +271,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         let answer = async {
             loop {
                 self.flush().await?;
-                while let Some(message) = self.framer.next()? {
+                while let Some(message) = self.framer.value()? {
                     if !self.echoed(&message) && message.get("id").and_then(Json::as_u64) == Some(id) {
                         return outcome(message);
                     }
@@ -339,7 +350,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     let mut heard = Instant::now();
     let mut probed = false;
     loop {
-        while let Some(message) = wire.framer.next()? {
+        while let Some(message) = wire.framer.value()? {
             dispatch(&mut wire, shared, &mut pending, message)?;
         }
         let (mut reader, mut writer) = tokio::io::split(&mut wire.stream);

@@ -31,7 +31,7 @@ impl Framer {
     ///
     /// # Errors
     /// [`Error::Protocol`] if the bytes are no JSON object or array, or a value exceeds the limit.
-    pub fn next(&mut self) -> Result<Option<Json>> {
+    pub fn value(&mut self) -> Result<Option<Json>> {
         if self.depth == 0 && self.scanned == 0 {
             let blank = self.buffer.iter().take_while(|b| b.is_ascii_whitespace()).count();
             self.buffer.advance(blank);
@@ -85,7 +85,7 @@ mod tests {
     fn feed(framer: &mut Framer, bytes: &[u8]) -> Vec<Json> {
         framer.buffer().extend_from_slice(bytes);
         let mut out = Vec::new();
-        while let Ok(Some(v)) = framer.next() {
+        while let Ok(Some(v)) = framer.value() {
             out.push(v);
         }
         out
@@ -110,7 +110,7 @@ mod tests {
             let mut framer = Framer::default();
             for chunk in chunks {
                 framer.buffer().extend_from_slice(&chunk);
-                while let Ok(Some(_)) = framer.next() {}
+                while let Ok(Some(_)) = framer.value() {}
             }
         }
 

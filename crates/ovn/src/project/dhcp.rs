@@ -215,6 +215,13 @@ pub fn overridden(
         };
         options.insert(name.clone(), value);
     }
+    // The default route must be among the routes; see `v4`.
+    let gateway = options.get("router").filter(|r| !r.starts_with('{')).cloned();
+    if let (Some(routes), Some(gateway)) = (options.get_mut("classless_static_route"), gateway)
+        && !routes.contains("0.0.0.0/0,")
+    {
+        *routes = format!("{}, 0.0.0.0/0,{gateway}}}", routes.trim_end_matches('}'));
+    }
     options
 }
 

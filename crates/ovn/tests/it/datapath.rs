@@ -38,12 +38,13 @@ async fn pings(from: &str, to: &str) {
 }
 
 struct Cloud {
-    bed: Bed,
     engines: ovn::Engines,
     backend: Backend,
     host: Host,
     vm1: String,
     vm2: String,
+    /// Last: it is purged when no supervisor starts daemons again.
+    bed: Bed,
 }
 
 async fn cloud(name: &str) -> Cloud {
@@ -83,7 +84,7 @@ impl Cloud {
     async fn dhcp(&self, guest: &str) -> String {
         let script = self.bed.dir.path().join("dhcp.sh");
         std::fs::write(&script, SCRIPT).unwrap();
-        exec(&self.bed.netns().to_owned(), &["chmod", "+x", script.to_str().unwrap()]).await.unwrap();
+        exec(self.bed.netns(), &["chmod", "+x", script.to_str().unwrap()]).await.unwrap();
         let script = script.to_str().unwrap();
         let client = [
             "busybox",
@@ -308,7 +309,7 @@ async fn metadata(cloud: &Cloud) {
         write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
     });
     let body = until("metadata", LIMIT, async || {
-        exec(&cloud.vm1, &["busybox", "wget", "-q", "-T", "2", "-O", "-", "http://169.254.169.254/"])
+        exec(&cloud.vm1, &["busybox", "wget", "-q", "-Y", "off", "-O", "-", "http://169.254.169.254/"])
             .await
             .ok()
     })
