@@ -22,8 +22,20 @@ pub enum Accelerator {
     Tcg,
 }
 
-/// A boot sector that writes 0x15 to the debug-exit port: `mov al,0x15; out 0xf4,al; hlt`.
-const PROBE: [u8; 5] = [0xb0, 0x15, 0xe6, 0xf4, 0xf4];
+/// A boot sector that waits for three ticks of the BIOS clock, asleep in between, and then writes 0x15 to the debug-exit
+/// port: it needs interrupts, not only instructions.
+const PROBE: [u8; 25] = [
+    0xfb, // sti
+    0x31, 0xc0, 0x8e, 0xd8, // xor ax, ax; mov ds, ax
+    0x8b, 0x1e, 0x6c, 0x04, // mov bx, [0x46c]
+    0xf4, // wait: hlt
+    0xa1, 0x6c, 0x04, // mov ax, [0x46c]
+    0x29, 0xd8, // sub ax, bx
+    0x3d, 0x03, 0x00, // cmp ax, 3
+    0x72, 0xf5, // jb wait
+    0xb0, 0x15, 0xe6, 0xf4, // mov al, 0x15; out 0xf4, al
+    0xf4, // hlt
+];
 /// QEMU's exit code then: (0x15 << 1) | 1.
 const PROVED: i32 = 0x2b;
 
@@ -40,6 +52,14 @@ impl Accelerator {
     /// virtualisation hangs in the first guest instruction).
     pub async fn prove() -> Self {
         if !std::path::Path::new("/dev/kvm").exists() {
+            return Accelerator::Tcg;
+        }
+        // An emulated /dev/kvm (some sandboxes have one) runs boot sectors, slowly, and hangs in every kernel: the CPU
+        // itself must have the extensions.
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        if cfg!(target_arch = "x86_64") && !cpu.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+        {
+            tracing::warn!("/dev/kvm is there, but the CPU has no virtualisation; guests use TCG");
             return Accelerator::Tcg;
         }
         match probe("kvm").await {
