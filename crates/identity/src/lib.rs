@@ -1,1 +1,30 @@
-//! identity: not built yet.
+//! Identity: Keystone v3.
+//!
+//! Users, groups, projects, domains, roles and who has which; the catalog; tokens. Other services know it as a
+//! [`contract::auth::Authenticator`] only.
+//!
+//! Invariant: a token gives exactly the rights the tables give at the moment of the request; every change that could
+//! take a right away moves an epoch in its own transaction (`directory::touch_*`), and what is remembered of tokens is
+//! good only under the epoch it was found in, on any number of servers.
+//!
+//! Start reading at [`State`], then `tokens` (what a token is worth), `login` (how one is got), `api::ops` (the table
+//! of operations), [`bootstrap()`] (what is there from the start).
+
+mod api;
+mod bootstrap;
+mod cache;
+mod directory;
+mod keys;
+mod logic;
+mod login;
+mod model;
+mod password;
+mod state;
+mod tokens;
+mod words;
+
+pub use api::ops;
+pub use bootstrap::{Bootstrap, BootstrapEndpoint, DEFAULT_DOMAIN, bootstrap};
+pub use keys::Repository;
+pub use model::{MIGRATIONS, Place};
+pub use state::{Config, State};

@@ -1,0 +1,221 @@
+//! The table of operations, the default policy, and what the handlers share.
+
+mod application_credentials;
+mod assignments;
+mod auth;
+mod catalog;
+mod domains;
+mod grants;
+mod groups;
+mod projects;
+mod roles;
+mod rules;
+mod users;
+
+use ::api::{Ctx, Op, Reply, Request, Target, versions};
+use base::{DomainId, Error, Result};
+use contract::Scope;
+use serde_json::{Map, Value, json};
+use store::Tx;
+
+use crate::logic::body::invalid;
+use crate::state::State;
+pub(crate) use catalog::plain_region;
+pub use rules::POLICY;
+pub(crate) use users::set_password;
+
+pub(crate) type Cx = Ctx<State>;
+
+/// All operations of the identity service.
+pub fn ops() -> Vec<Op<State>> {
+    let mut ops = versions::keystone();
+    ops.extend(auth::ops());
+    ops.extend(users::ops());
+    ops.extend(groups::ops());
+    ops.extend(projects::ops());
+    ops.extend(domains::ops());
+    ops.extend(roles::ops());
+    ops.extend(grants::ops());
+    ops.extend(assignments::ops());
+    ops.extend(application_credentials::ops());
+    ops.extend(catalog::ops());
+    ops
+}
+
+/// Enforces the operation's rule. What does not exist and what is foreign are refused alike, with a 403, as Keystone
+/// does: an absent target lacks the attributes a rule for anyone but administrators needs.
+pub(crate) fn enforce(cx: &Cx, target: &Target) -> Result<()> {
+    let rule = &cx.op().policy;
+    if cx.allows(rule, target) { Ok(()) } else { Err(cx.dialect().policy_denied(rule)) }
+}
+
+/// The domain of a domain-scoped token.
+pub(crate) fn token_domain(cx: &Cx) -> Option<DomainId> {
+    if let Scope::Domain { id, .. } = &cx.auth().scope { Some(id.clone()) } else { None }
+}
+
+/// The target of a list: for a domain-scoped token its own domain, to which the answer is then confined.
+pub(crate) fn own_domain_target(cx: &Cx) -> Target {
+    match token_domain(cx) {
+        Some(id) => Target::none().set("domain_id", id.as_str()).set("target.domain_id", id.as_str()),
+        None => Target::none(),
+    }
+}
+
+/// The domain a new thing goes into where the body names none: Keystone's default domain, unless the token is for
+/// another domain.
+pub(crate) fn default_domain(cx: &Cx) -> DomainId {
+    token_domain(cx).unwrap_or_else(|| DomainId::new("default"))
+}
+
+impl State {
+    /// A read in one transaction.
+    pub(crate) async fn read<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
+    {
+        self.store.read(work).await
+    }
+
+    /// A write in one transaction. Every write of this service goes this way: what is remembered of tokens depends on it.
+    pub(crate) async fn write<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
+    {
+        self.tokens.write(work).await
+    }
+}
+
+/// `{"links": {"self": …}}` and extra attributes around an entity's own.
+pub(crate) fn entity(cx: &Cx, path: &str, own: Value, extra: &Map<String, Value>) -> Value {
+    let mut map = extra.clone();
+    if let Value::Object(own) = own {
+        map.extend(own);
+    }
+    map.insert("links".into(), json!({"self": cx.url(path)}));
+    Value::Object(map)
+}
+
+/// `{"user": {…}}`.
+pub(crate) fn one(key: &str, value: Value) -> Reply {
+    let mut map = Map::new();
+    map.insert(key.to_owned(), value);
+    Reply::json(&Value::Object(map))
+}
+
+/// A list in Keystone's form: filtered by the query (`name`, `name__contains`, …; only attributes named in `filters`),
+/// then by `marker` and `limit`.
+pub(crate) fn listed<T>(
+    cx: &Cx,
+    req: &Request<T>,
+    key: &str,
+    items: Vec<Value>,
+    filters: &[&str],
+) -> Result<Reply> {
+    let page = req.page(usize::MAX)?;
+    let mut items = items;
+    for (name, wanted) in req.query_pairs().iter() {
+        let (name, how) = name.split_once("__").unwrap_or((name, "equals"));
+        if filters.contains(&name) {
+            items.retain(|item| matches(item.get(name).unwrap_or(&Value::Null), how, wanted));
+        }
+    }
+    if let Some(marker) = &page.marker {
+        let at = items.iter().position(|i| i.get("id").and_then(Value::as_str) == Some(marker));
+        let at =
+            at.ok_or_else(|| Error::bad_request(format!("Marker {} could not be found.", short(marker))))?;
+        items.drain(..=at);
+    }
+    let more = items.len() > page.limit;
+    items.truncate(page.limit);
+    let last = items.last().and_then(|i| i.get("id")).and_then(Value::as_str).map(str::to_owned);
+    Ok(cx.list(req, &page, key, &items, last.as_deref().filter(|_| more)))
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+fn matches(value: &Value, how: &str, wanted: &str) -> bool {
+    let text = match value {
+        Value::Bool(flag) => return truth(wanted) == *flag,
+        Value::String(text) => text.as_str(),
+        Value::Null => return wanted.is_empty() || wanted == "null",
+        _ => return false,
+    };
+    let (low, wanted_low) = (text.to_lowercase(), wanted.to_lowercase());
+    match how {
+        "contains" => text.contains(wanted),
+        "icontains" => low.contains(&wanted_low),
+        "startswith" => text.starts_with(wanted),
+        "istartswith" => low.starts_with(&wanted_low),
+        "endswith" => text.ends_with(wanted),
+        "iendswith" => low.ends_with(&wanted_low),
+        "iequals" => low == wanted_low,
+        _ => text == wanted,
+    }
+}
+
+/// Keystone's reading of a flag in a query: present and not a word for "no".
+pub(crate) fn truth(text: &str) -> bool {
+    !matches!(text.to_ascii_lowercase().as_str(), "0" | "false" | "f" | "no" | "n" | "off")
+}
+
+/// Whether a flag is set in the query.
+pub(crate) fn asked<T>(req: &Request<T>, name: &str) -> bool {
+    req.query_pairs().get(name).is_some_and(truth)
+}
+
+/// Refuses options that Keystone does not know; known ones are kept.
+pub(crate) fn options(
+    given: Option<Map<String, Value>>,
+    known: &[(&str, bool)],
+) -> Result<Option<Map<String, Value>>> {
+    let Some(map) = given else { return Ok(None) };
+    for (name, value) in &map {
+        let Some((_, flag)) = known.iter().find(|(n, _)| n == name) else {
+            return Err(invalid("options", &format!("'{}' is not an option", short(name))));
+        };
+        if *flag && !value.is_boolean() && !value.is_null() {
+            return Err(invalid(&format!("options/{name}"), "the value is not of type 'boolean', 'null'"));
+        }
+    }
+    Ok(Some(map))
+}
+
+/// Takes over given options; null removes one.
+pub(crate) fn merge_options(into: &mut Map<String, Value>, given: Map<String, Value>) {
+    for (name, value) in given {
+        if value.is_null() {
+            into.remove(&name);
+        } else {
+            into.insert(name, value);
+        }
+    }
+}
+
+/// Whether a resource is marked immutable.
+pub(crate) fn immutable(options: &Map<String, Value>) -> bool {
+    options.get("immutable") == Some(&Value::Bool(true))
+}
+
+/// 403 for a change of what is immutable.
+pub(crate) fn immutable_error(verb: &str, kind: &str, id: &str) -> Error {
+    Error::forbidden(format!(
+        "Unable to {verb} immutable {kind} resource: `{id}. Set resource option \"immutable\" to false first."
+    ))
+}
+
+/// A change of an immutable resource is taken only if it is what makes it mutable.
+pub(crate) fn may_change(
+    held: &Map<String, Value>,
+    given: Option<&Map<String, Value>>,
+    kind: &str,
+    id: &str,
+) -> Result<()> {
+    let releases =
+        given.is_some_and(|o| matches!(o.get("immutable"), Some(Value::Bool(false) | Value::Null)));
+    if immutable(held) && !releases { Err(immutable_error("update", kind, id)) } else { Ok(()) }
+}

@@ -1,0 +1,502 @@
+//! Projects and their tags.
+
+use ::api::{JsonSchema, Op, Reply, Request, Target};
+use base::{DomainId, Error, ProjectId, Result};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use store::{Query, Tx};
+
+use super::{
+    Cx, asked, default_domain, enforce, entity, immutable, immutable_error, listed, may_change,
+    merge_options, one, options, own_domain_target, token_domain,
+};
+use crate::directory;
+use crate::logic::body::{
+    Doc, Fields, Kind, check_tag, check_tags, invalid, may, may_null, missing, must, shape,
+};
+use crate::model::{ApplicationCredential, Assignment, Domain, Project, User};
+use crate::state::State;
+use crate::words::{no_domain, no_project, no_tag, told};
+
+shape!(
+    ProjectCreate,
+    "project",
+    true,
+    [
+        must("name", Kind::Text(1, 64)),
+        may_null("domain_id", Kind::Id),
+        may_null("parent_id", Kind::Id),
+        may_null("description", Kind::Text(0, 65_535)),
+        may("enabled", Kind::Bool),
+        may("is_domain", Kind::Bool),
+        may("tags", Kind::Tags),
+        may("options", Kind::Object),
+    ]
+);
+
+shape!(
+    ProjectUpdate,
+    "project",
+    true,
+    [
+        may("name", Kind::Text(1, 64)),
+        may_null("domain_id", Kind::Id),
+        may_null("parent_id", Kind::Id),
+        may_null("description", Kind::Text(0, 65_535)),
+        may("enabled", Kind::Bool),
+        may("is_domain", Kind::Bool),
+        may("tags", Kind::Tags),
+        may("options", Kind::Object),
+    ]
+);
+
+/// The body of `PUT /v3/projects/{id}/tags`.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(crate) struct Tags {
+    #[schemars(with = "Vec<String>")]
+    tags: Option<Value>,
+}
+
+/// Levels of projects below a domain, the topmost included (Keystone's default).
+const DEEPEST: usize = 5;
+const OPTIONS: &[(&str, bool)] = &[("immutable", true)];
+
+pub(super) fn ops() -> Vec<Op<State>> {
+    const TAGS: &str = "/v3/projects/{project_id}/tags";
+    const TAG: &str = "/v3/projects/{project_id}/tags/{tag}";
+    vec![
+        Op::get("/v3/projects", "identity:list_projects", list).summary("Lists projects."),
+        Op::post("/v3/projects", "identity:create_project", create).status(201).summary("Makes a project."),
+        Op::get("/v3/projects/{project_id}", "identity:get_project", show).summary("Shows a project."),
+        Op::patch("/v3/projects/{project_id}", "identity:update_project", update)
+            .summary("Changes a project."),
+        Op::delete("/v3/projects/{project_id}", "identity:delete_project", delete)
+            .summary("Deletes a project."),
+        Op::get(TAGS, "identity:list_project_tags", list_tags).summary("Lists a project's tags."),
+        Op::put(TAGS, "identity:update_project_tags", put_tags).summary("Replaces a project's tags."),
+        Op::delete(TAGS, "identity:delete_project_tags", delete_tags).summary("Removes a project's tags."),
+        Op::get(TAG, "identity:get_project_tag", check_one_tag).status(204).summary("Checks a tag."),
+        Op::put(TAG, "identity:create_project_tag", put_tag).status(201).summary("Adds a tag."),
+        Op::delete(TAG, "identity:delete_project_tag", delete_tag).summary("Removes a tag."),
+    ]
+}
+
+pub(super) fn wire(cx: &Cx, project: &Project) -> Value {
+    let own = json!({
+        "id": project.id, "name": project.name, "domain_id": project.domain_id, "description": project.description,
+        "enabled": project.enabled, "parent_id": project.parent_id, "is_domain": false, "tags": project.tags,
+        "options": project.options,
+    });
+    entity(cx, &format!("/v3/projects/{}", project.id), own, &project.extra)
+}
+
+/// Adds the policy attributes of a project; of one that does not exist: nothing.
+pub(super) fn target(onto: Target, project: Option<&Project>) -> Target {
+    match project {
+        None => onto,
+        Some(project) => onto
+            .set("target.project.id", project.id.as_str())
+            .set("target.project.domain_id", project.domain_id.as_str()),
+    }
+}
+
+async fn allowed<T>(cx: &Cx, req: &Request<T>) -> Result<Project> {
+    let text = req.param("project_id").to_owned();
+    let id = ProjectId::new(text.clone());
+    let project = cx.read(move |tx| tx.get::<Project>(&id)).await?;
+    enforce(cx, &target(Target::none(), project.as_ref()))?;
+    project.ok_or_else(|| no_project(&text))
+}
+
+async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
+    enforce(&cx, &own_domain_target(&cx))?;
+    let pairs = req.query_pairs();
+    let take = |key: &str| pairs.get(key).map(str::to_owned);
+    let (name, domain, parent, own) = (take("name"), take("domain_id"), take("parent_id"), token_domain(&cx));
+    let mut found = cx
+        .read(move |tx| {
+            let mut query = Query::new();
+            if let Some(name) = &name {
+                query = query.eq("name", name);
+            }
+            for domain in domain.as_deref().into_iter().chain(own.as_ref().map(DomainId::as_str)) {
+                query = query.eq("domain_id", domain);
+            }
+            if let Some(parent) = &parent {
+                query = query.eq("parent_id", parent);
+            }
+            tx.list::<Project>(&query)
+        })
+        .await?;
+    if asked(&req, "is_domain") {
+        found.clear();
+    }
+    let tags = |key: &str| pairs.get(key).map(|t| t.split(',').map(str::to_owned).collect::<Vec<_>>());
+    let has = |p: &Project, t: &String| p.tags.contains(t);
+    if let Some(wanted) = tags("tags") {
+        found.retain(|p| wanted.iter().all(|t| has(p, t)));
+    }
+    if let Some(wanted) = tags("tags-any") {
+        found.retain(|p| wanted.iter().any(|t| has(p, t)));
+    }
+    if let Some(unwanted) = tags("not-tags") {
+        found.retain(|p| !unwanted.iter().all(|t| has(p, t)));
+    }
+    if let Some(unwanted) = tags("not-tags-any") {
+        found.retain(|p| !unwanted.iter().any(|t| has(p, t)));
+    }
+    let items = found.iter().map(|p| wire(&cx, p)).collect();
+    listed(&cx, &req, "projects", items, &["domain_id", "enabled", "name", "parent_id"])
+}
+
+fn conflict(name: &str, domain: &DomainId) -> String {
+    format!("Duplicate entry found with name {name} at domain ID {domain}")
+}
+
+async fn create(cx: Cx, req: Request<Doc<ProjectCreate>>) -> Result<Reply> {
+    let mut fields = req.body.check()?;
+    let domain = fields.nullable("domain_id").flatten();
+    let asked = match &domain {
+        None => Target::none(),
+        Some(domain) => Target::none().set("target.project.domain_id", domain.as_str()),
+    };
+    enforce(&cx, &asked)?;
+    if fields.flag("is_domain") == Some(true) {
+        return Err(invalid("is_domain", "projects that act as domains are made at /v3/domains"));
+    }
+    let parent = fields.nullable("parent_id").flatten();
+    let project = Project {
+        id: ProjectId::random(&cx.entropy),
+        meta: store::Meta::default(),
+        domain_id: DomainId::new(domain.clone().unwrap_or_default()),
+        name: fields.text("name").unwrap_or_default(),
+        parent_id: parent.clone().unwrap_or_default(),
+        description: fields.nullable("description").flatten().unwrap_or_default(),
+        enabled: fields.flag("enabled").unwrap_or(true),
+        tags: fields.tags("tags").unwrap_or_default(),
+        options: options(fields.object("options"), OPTIONS)?.unwrap_or_default(),
+        extra: fields.extra(),
+        revoked_before: None,
+    };
+    let (default, by_admin) = (default_domain(&cx), cx.allows("admin_required", &Target::none()));
+    let made = cx
+        .write(move |tx| {
+            let mut project = project.clone();
+            settle(tx, &mut project, domain.as_deref(), parent.as_deref(), &default, by_admin)?;
+            told(tx.insert(&mut project), "project", || conflict(&project.name, &project.domain_id))?;
+            Ok(project)
+        })
+        .await?;
+    Ok(one("project", wire(&cx, &made)))
+}
+
+/// Decides domain and parent of a new project.
+fn settle(
+    tx: &mut Tx<'_>,
+    project: &mut Project,
+    domain: Option<&str>,
+    parent: Option<&str>,
+    default: &DomainId,
+    by_admin: bool,
+) -> Result<()> {
+    let bad = |error: Error| Error::bad_request(error.public().to_owned());
+    let above = match parent {
+        Some(id) if Some(id) != domain => {
+            let found = tx.get::<Project>(&ProjectId::new(id))?;
+            // A foreign project is as good as none.
+            let found = found.filter(|p| by_admin || domain == Some(p.domain_id.as_str()));
+            if found.is_none() && tx.get::<Domain>(&DomainId::new(id))?.is_none() {
+                return Err(bad(no_project(id)));
+            }
+            found
+        }
+        _ => None,
+    };
+    project.domain_id = match (domain, &above, parent) {
+        (Some(domain), _, _) => DomainId::new(domain),
+        (None, Some(above), _) => above.domain_id.clone(),
+        (None, None, Some(parent)) => DomainId::new(parent),
+        (None, None, None) => default.clone(),
+    };
+    let domain =
+        tx.get::<Domain>(&project.domain_id)?.ok_or_else(|| bad(no_domain(project.domain_id.as_str())))?;
+    let Some(above) = above else {
+        if parent.is_some_and(|p| p != domain.id.as_str()) {
+            return Err(invalid("parent_id", "the parent is in another domain"));
+        }
+        project.parent_id = domain.id.as_str().to_owned();
+        return Ok(());
+    };
+    if above.domain_id != project.domain_id {
+        return Err(invalid("parent_id", "the parent is in another domain"));
+    }
+    let chain = directory::ancestors(tx, &above)?;
+    if chain.len() + 2 > DEEPEST {
+        return Err(Error::forbidden(format!("Max hierarchy depth reached for {} branch.", above.id)));
+    }
+    if !above.enabled || chain.iter().any(|p| !p.enabled) {
+        return Err(Error::forbidden(format!(
+            "Cannot create project in a branch containing a disabled project: {}",
+            above.id
+        )));
+    }
+    project.parent_id = above.id.as_str().to_owned();
+    Ok(())
+}
+
+async fn show(cx: Cx, req: Request<()>) -> Result<Reply> {
+    let project = allowed(&cx, &req).await?;
+    let mut shown = wire(&cx, &project);
+    let flags =
+        ["parents_as_list", "parents_as_ids", "subtree_as_list", "subtree_as_ids"].map(|f| asked(&req, f));
+    let [parents_list, parents_ids, subtree_list, subtree_ids] = flags;
+    if (parents_list && parents_ids) || (subtree_list && subtree_ids) {
+        return Err(Error::bad_request(
+            "Cannot use the _as_list and _as_ids query params of the same kind at the same time.",
+        ));
+    }
+    if flags.iter().any(|f| *f) {
+        let (of, user) = (project.clone(), cx.user_id().clone());
+        let (above, below, mine) = cx
+            .read(move |tx| {
+                let above = directory::ancestors(tx, &of)?;
+                Ok((above, directory::below(tx, of.id.as_str())?, directory::projects_of(tx, &user)?))
+            })
+            .await?;
+        // Lists are of projects the caller has a role on; ids are of all, as in Keystone.
+        let known = |p: &&Project| mine.iter().any(|m| m.id == p.id);
+        let list = |of: &[Project]| -> Value {
+            of.iter().filter(known).map(|p| json!({"project": wire(&cx, p)})).collect()
+        };
+        if let Some(map) = shown.as_object_mut() {
+            if parents_list {
+                map.insert("parents".into(), list(&above));
+            } else if parents_ids {
+                map.insert("parents".into(), chain(&project, &above));
+            }
+            if subtree_list {
+                map.insert("subtree".into(), list(&below));
+            } else if subtree_ids {
+                map.insert("subtree".into(), tree(project.id.as_str(), &below));
+            }
+        }
+    }
+    Ok(one("project", shown))
+}
+
+/// `{parent: {its parent: … {domain: null}}}`
+fn chain(project: &Project, above: &[Project]) -> Value {
+    let mut value = json!({(project.domain_id.as_str()): null});
+    for ancestor in above.iter().rev() {
+        value = json!({(ancestor.id.as_str()): value});
+    }
+    value
+}
+
+/// `{child: {grandchild: null}}`
+fn tree(parent: &str, all: &[Project]) -> Value {
+    let children: Map<String, Value> = all
+        .iter()
+        .filter(|p| p.parent_id == parent)
+        .map(|p| (p.id.as_str().to_owned(), tree(p.id.as_str(), all)))
+        .collect();
+    if children.is_empty() { Value::Null } else { Value::Object(children) }
+}
+
+async fn update(cx: Cx, req: Request<Doc<ProjectUpdate>>) -> Result<Reply> {
+    let held = allowed(&cx, &req).await?;
+    let mut fields = req.body.check()?;
+    fields.same_id(held.id.as_str())?;
+    if fields.nullable("domain_id").is_some_and(|d| d.as_deref() != Some(held.domain_id.as_str())) {
+        return Err(Error::bad_request("Invalid input for field 'domain_id': Cannot change Domain ID"));
+    }
+    if fields.nullable("parent_id").is_some_and(|p| p.as_deref() != Some(held.parent_id.as_str())) {
+        return Err(Error::forbidden("Update of `parent_id` is not allowed."));
+    }
+    if fields.flag("is_domain") == Some(true) {
+        return Err(invalid("is_domain", "Update of `is_domain` is not allowed."));
+    }
+    let change = Change::of(&mut fields)?;
+    let (extra, id) = (fields.extra(), held.id);
+    let changed = cx
+        .write(move |tx| {
+            let mut project = directory::project(tx, &id)?;
+            may_change(&project.options, change.options.as_ref(), "project", project.id.as_str())?;
+            if let Some(enabled) = change.enabled {
+                turn(tx, &mut project, enabled)?;
+            }
+            if let Some(name) = &change.name {
+                project.name.clone_from(name);
+            }
+            if let Some(description) = &change.description {
+                project.description.clone_from(description);
+            }
+            if let Some(tags) = &change.tags {
+                project.tags.clone_from(tags);
+            }
+            if let Some(options) = &change.options {
+                merge_options(&mut project.options, options.clone());
+            }
+            project.extra.extend(extra.clone());
+            told(tx.update(&mut project), "project", || conflict(&project.name, &project.domain_id))?;
+            directory::touch_all(tx)?;
+            Ok(project)
+        })
+        .await?;
+    Ok(one("project", wire(&cx, &changed)))
+}
+
+/// What a change of a project or domain has in common.
+pub(super) struct Change {
+    pub name: Option<String>,
+    pub description: Option<String>,
+    pub enabled: Option<bool>,
+    pub tags: Option<Vec<String>>,
+    pub options: Option<Map<String, Value>>,
+}
+
+impl Change {
+    pub(super) fn of(fields: &mut Fields) -> Result<Self> {
+        Ok(Change {
+            name: fields.text("name"),
+            description: fields.nullable("description").map(Option::unwrap_or_default),
+            enabled: fields.flag("enabled"),
+            tags: fields.tags("tags"),
+            options: options(fields.object("options"), OPTIONS)?,
+        })
+    }
+}
+
+fn turn(tx: &mut Tx<'_>, project: &mut Project, enabled: bool) -> Result<()> {
+    if enabled && !project.enabled && directory::ancestors(tx, project)?.iter().any(|p| !p.enabled) {
+        return Err(Error::forbidden(format!(
+            "Cannot enable project {} since it has disabled parents.",
+            project.id
+        )));
+    }
+    if !enabled && project.enabled {
+        if directory::below(tx, project.id.as_str())?.iter().any(|p| p.enabled) {
+            return Err(Error::forbidden(format!(
+                "Cannot disable project {} since its subtree contains enabled projects.",
+                project.id
+            )));
+        }
+        project.revoked_before = Some(tx.now());
+    }
+    project.enabled = enabled;
+    Ok(())
+}
+
+/// Deletes a project and what is the project's.
+pub(super) fn remove(tx: &mut Tx<'_>, id: &ProjectId) -> Result<()> {
+    tx.delete_where::<Assignment>(&Query::new().eq("project_id", id))?;
+    tx.delete_where::<ApplicationCredential>(&Query::new().eq("project_id", id))?;
+    for mut user in tx.list::<User>(&Query::new().eq("default_project_id", id))? {
+        user.default_project_id = None;
+        tx.update(&mut user)?;
+    }
+    tx.delete::<Project>(id)?;
+    directory::touch_all(tx)
+}
+
+async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
+    let id = allowed(&cx, &req).await?.id;
+    cx.write(move |tx| {
+        let project = directory::project(tx, &id)?;
+        if immutable(&project.options) {
+            return Err(immutable_error("delete", "project", id.as_str()));
+        }
+        if tx.exists::<Project>(&Query::new().eq("parent_id", id.as_str()))? {
+            return Err(Error::forbidden(format!(
+                "Cannot delete the project {id} since it is not a leaf in the hierarchy. Use the cascade option if you want to delete a whole subtree."
+            )));
+        }
+        remove(tx, &id)
+    })
+    .await?;
+    Ok(Reply::empty())
+}
+
+fn tags_reply(cx: &Cx, project: &Project) -> Reply {
+    let own = cx.url(&format!("/v3/projects/{}/tags", project.id));
+    Reply::json(&json!({"links": {"self": own}, "tags": project.tags}))
+}
+
+/// Changes a project's tags.
+async fn change_tags(
+    cx: &Cx,
+    id: ProjectId,
+    change: impl Fn(&mut Vec<String>) -> Result<()> + Send + Sync + 'static,
+) -> Result<Project> {
+    cx.write(move |tx| {
+        let mut project = directory::project(tx, &id)?;
+        may_change(&project.options, None, "project", project.id.as_str())?;
+        change(&mut project.tags)?;
+        tx.update(&mut project)?;
+        Ok(project)
+    })
+    .await
+}
+
+async fn list_tags(cx: Cx, req: Request<()>) -> Result<Reply> {
+    let project = allowed(&cx, &req).await?;
+    Ok(tags_reply(&cx, &project))
+}
+
+async fn put_tags(cx: Cx, req: Request<Tags>) -> Result<Reply> {
+    let project = allowed(&cx, &req).await?;
+    let given = req.body.tags.ok_or_else(|| missing("tags"))?;
+    check_tags("tags", &given)?;
+    let tags: Vec<String> = serde_json::from_value(given).map_err(Error::internal)?;
+    let project = change_tags(&cx, project.id, move |held| {
+        held.clone_from(&tags);
+        Ok(())
+    });
+    Ok(tags_reply(&cx, &project.await?))
+}
+
+async fn delete_tags(cx: Cx, req: Request<()>) -> Result<Reply> {
+    let project = allowed(&cx, &req).await?;
+    let emptied = change_tags(&cx, project.id, |held| {
+        held.clear();
+        Ok(())
+    });
+    emptied.await?;
+    Ok(Reply::empty())
+}
+
+async fn check_one_tag(cx: Cx, req: Request<()>) -> Result<Reply> {
+    let project = allowed(&cx, &req).await?;
+    let tag = req.param("tag");
+    if project.tags.iter().any(|t| t == tag) { Ok(Reply::empty()) } else { Err(no_tag(tag)) }
+}
+
+async fn put_tag(cx: Cx, req: Request<()>) -> Result<Reply> {
+    let project = allowed(&cx, &req).await?;
+    let tag = req.param("tag").to_owned();
+    check_tag("tag", &tag)?;
+    let path = req.path().to_owned();
+    let added = change_tags(&cx, project.id, move |held| {
+        if !held.contains(&tag) {
+            if held.len() >= 80 {
+                return Err(invalid("tags", "the list is too long"));
+            }
+            held.push(tag.clone());
+        }
+        Ok(())
+    });
+    added.await?;
+    Ok(Reply::empty().location(cx.url(&path)))
+}
+
+async fn delete_tag(cx: Cx, req: Request<()>) -> Result<Reply> {
+    let project = allowed(&cx, &req).await?;
+    let tag = req.param("tag").to_owned();
+    let removed = change_tags(&cx, project.id, move |held| {
+        let before = held.len();
+        held.retain(|t| *t != tag);
+        if held.len() == before { Err(no_tag(&tag)) } else { Ok(()) }
+    });
+    removed.await?;
+    Ok(Reply::empty())
+}

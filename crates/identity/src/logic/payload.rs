@@ -1,0 +1,362 @@
+//! What is inside a Fernet token: Keystone's versioned msgpack tuples.
+//!
+//! `keystone/token/token_formatters.py`: the first element is the version, ids that are UUIDs travel as
+//! `[true, 16 bytes]` and others as `[false, text]`, `expires_at` as seconds in a double, audit ids as 16 bytes, methods
+//! as a bit set. Allod appends two integers that Python ignores: the microseconds of the moment of issue (the Fernet
+//! header has whole seconds only) and the user's token generation (see `model::User::token_generation`), so that a
+//! revocation needs no comparison of clocks.
+
+use std::fmt;
+
+use base::Timestamp;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
+use serde::ser::{Serialize, SerializeSeq as _, Serializer};
+use uuid::Uuid;
+
+/// Names of authentication methods by bit, in the order of Keystone's `[auth] methods`.
+const METHODS: [&str; 7] =
+    ["external", "password", "token", "oauth1", "mapped", "application_credential", "ec2credential"];
+
+/// What a token is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PayloadScope {
+    /// Nothing but who the user is.
+    Unscoped,
+    /// A domain's id.
+    Domain(String),
+    /// A project's id.
+    Project(String),
+    /// The whole cloud.
+    System,
+}
+
+/// The content of a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload {
+    /// The user.
+    pub user_id: String,
+    /// Authentication methods, in Keystone's order.
+    pub methods: Vec<&'static str>,
+    /// What it is for.
+    pub scope: PayloadScope,
+    /// When it ends.
+    pub expires_at: Timestamp,
+    /// Its own audit id, then that of the first token of the chain if it was made from another token.
+    pub audit_ids: Vec<String>,
+    /// The application credential it was got with.
+    pub application_credential_id: Option<String>,
+    /// Microseconds (0..1,000,000) of the moment of issue; `None` in tokens of a Python Keystone.
+    pub issued_micros: Option<u32>,
+    /// The user's token generation; `None` in tokens of a Python Keystone.
+    pub generation: Option<u64>,
+}
+
+/// The static name of a method, if Keystone has it.
+pub fn method(name: &str) -> Option<&'static str> {
+    METHODS.iter().find(|m| **m == name).copied()
+}
+
+/// Packs a payload; `None` only where an audit id is not the text of 16 bytes.
+pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
+    let mut items = Vec::with_capacity(9);
+    let version = match (&payload.scope, &payload.application_credential_id) {
+        (PayloadScope::Project(_), Some(_)) => 9,
+        (PayloadScope::Unscoped, _) => 0,
+        (PayloadScope::Domain(_), _) => 1,
+        (PayloadScope::Project(_), None) => 2,
+        (PayloadScope::System, _) => 8,
+    };
+    items.push(Part::Int(version));
+    items.push(id_part(&payload.user_id));
+    let bits =
+        METHODS.iter().enumerate().filter(|(_, m)| payload.methods.contains(m)).map(|(i, _)| 1i64 << i).sum();
+    items.push(Part::Int(bits));
+    match &payload.scope {
+        PayloadScope::Unscoped => {}
+        PayloadScope::Domain(id) => items.push(match hex_uuid(id) {
+            Some(bytes) => Part::Bytes(bytes),
+            None => Part::Text(id.clone()),
+        }),
+        PayloadScope::Project(id) => items.push(id_part(id)),
+        PayloadScope::System => items.push(Part::Text("all".into())),
+    }
+    #[expect(clippy::cast_precision_loss, reason = "microseconds of our age need 51 bits")]
+    items.push(Part::Float(payload.expires_at.0 as f64 / 1e6));
+    let audit_ids: Option<Vec<Part>> =
+        payload.audit_ids.iter().map(|a| URL_SAFE_NO_PAD.decode(a).ok().map(Part::Bytes)).collect();
+    items.push(Part::Many(audit_ids?));
+    if let (9, Some(id)) = (version, &payload.application_credential_id) {
+        items.push(id_part(id));
+    }
+    if let (Some(micros), Some(generation)) = (payload.issued_micros, payload.generation) {
+        items.push(Part::Int(i64::from(micros)));
+        items.push(Part::Int(i64::try_from(generation).ok()?));
+    }
+    rmp_serde::to_vec(&Part::Many(items)).ok()
+}
+
+/// Reads a payload; `None` for what Keystone would not recognise or Allod does not speak (trusts, federation, OAuth).
+pub fn unpack(bytes: &[u8]) -> Option<Payload> {
+    let mut reader = bytes;
+    let whole = Part::deserialize(&mut rmp_serde::Deserializer::new(&mut reader)).ok()?;
+    if !reader.is_empty() {
+        return None;
+    }
+    let Part::Many(items) = whole else { return None };
+    let mut items = items.into_iter();
+    let version = items.next()?.int()?;
+    let user_id = items.next()?.id()?;
+    let bits = items.next()?.int()?;
+    let methods = METHODS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, m)| *m).collect();
+    let scope = match version {
+        0 => PayloadScope::Unscoped,
+        1 => PayloadScope::Domain(items.next()?.domain()?),
+        2 | 9 => PayloadScope::Project(items.next()?.id()?),
+        8 => {
+            if items.next()?.text()? != "all" {
+                return None;
+            }
+            PayloadScope::System
+        }
+        _ => return None,
+    };
+    let expires_at = items.next()?.moment()?;
+    let Part::Many(audit_ids) = items.next()? else { return None };
+    let audit_ids: Option<Vec<String>> = audit_ids.into_iter().map(Part::audit_id).collect();
+    let audit_ids = audit_ids.filter(|a| (1..=2).contains(&a.len()))?;
+    let application_credential_id = if version == 9 { Some(items.next()?.id()?) } else { None };
+    let issued_micros = match items.next() {
+        None => None,
+        Some(part) => Some(part.int().and_then(|n| u32::try_from(n).ok()).filter(|n| *n < 1_000_000)?),
+    };
+    let generation = match items.next() {
+        None => None,
+        Some(part) => Some(part.int().and_then(|n| u64::try_from(n).ok())?),
+    };
+    Some(Payload {
+        user_id,
+        methods,
+        scope,
+        expires_at,
+        audit_ids,
+        application_credential_id,
+        issued_micros,
+        generation,
+    })
+}
+
+/// A value of msgpack as far as tokens use it.
+#[derive(Debug, Clone, PartialEq)]
+enum Part {
+    Nil,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Bytes(Vec<u8>),
+    Text(String),
+    Many(Vec<Part>),
+}
+
+fn hex_uuid(id: &str) -> Option<Vec<u8>> {
+    // Only the 32 lower-case digits come back as they went in.
+    let canonical = id.len() == 32 && !id.bytes().any(|b| b.is_ascii_uppercase());
+    if canonical { Uuid::try_parse(id).ok().map(|u| u.as_bytes().to_vec()) } else { None }
+}
+
+fn id_part(id: &str) -> Part {
+    match hex_uuid(id) {
+        Some(bytes) => Part::Many(vec![Part::Bool(true), Part::Bytes(bytes)]),
+        None => Part::Many(vec![Part::Bool(false), Part::Text(id.to_owned())]),
+    }
+}
+
+impl Part {
+    fn int(self) -> Option<i64> {
+        if let Part::Int(n) = self { Some(n) } else { None }
+    }
+
+    fn text(self) -> Option<String> {
+        match self {
+            Part::Text(text) => Some(text),
+            Part::Bytes(bytes) => String::from_utf8(bytes).ok(),
+            _ => None,
+        }
+    }
+
+    fn uuid_hex(bytes: &[u8]) -> Option<String> {
+        Uuid::from_slice(bytes).ok().map(|u| u.simple().to_string())
+    }
+
+    /// `[is_bytes, value]`.
+    fn id(self) -> Option<String> {
+        let Part::Many(pair) = self else { return None };
+        match <[Part; 2]>::try_from(pair).ok()? {
+            [Part::Bool(true), Part::Bytes(bytes)] => Part::uuid_hex(&bytes),
+            [Part::Bool(false), value] => value.text(),
+            _ => None,
+        }
+    }
+
+    fn domain(self) -> Option<String> {
+        match self {
+            Part::Bytes(bytes) if bytes.len() == 16 => Part::uuid_hex(&bytes),
+            other => other.text(),
+        }
+    }
+
+    fn moment(self) -> Option<Timestamp> {
+        match self {
+            Part::Int(n) => n.checked_mul(1_000_000).map(Timestamp),
+            #[expect(clippy::cast_possible_truncation, reason = "the range is checked")]
+            Part::Float(f) if f.is_finite() && f.abs() < 9e12 => Some(Timestamp((f * 1e6).round() as i64)),
+            _ => None,
+        }
+    }
+
+    fn audit_id(self) -> Option<String> {
+        if let Part::Bytes(bytes) = self { Some(URL_SAFE_NO_PAD.encode(bytes)) } else { None }
+    }
+}
+
+impl Serialize for Part {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Part::Nil => serializer.serialize_unit(),
+            Part::Bool(b) => serializer.serialize_bool(*b),
+            Part::Int(n) => serializer.serialize_i64(*n),
+            Part::Float(f) => serializer.serialize_f64(*f),
+            Part::Bytes(bytes) => serializer.serialize_bytes(bytes),
+            Part::Text(text) => serializer.serialize_str(text),
+            Part::Many(items) => {
+                let mut seq = serializer.serialize_seq(Some(items.len()))?;
+                for item in items {
+                    seq.serialize_element(item)?;
+                }
+                seq.end()
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Part;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a part of a token")
+            }
+            fn visit_unit<E>(self) -> Result<Part, E> {
+                Ok(Part::Nil)
+            }
+            fn visit_bool<E>(self, b: bool) -> Result<Part, E> {
+                Ok(Part::Bool(b))
+            }
+            fn visit_i64<E>(self, n: i64) -> Result<Part, E> {
+                Ok(Part::Int(n))
+            }
+            fn visit_u64<E: serde::de::Error>(self, n: u64) -> Result<Part, E> {
+                i64::try_from(n).map(Part::Int).map_err(E::custom)
+            }
+            fn visit_f64<E>(self, f: f64) -> Result<Part, E> {
+                Ok(Part::Float(f))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Part, E> {
+                Ok(Part::Text(text.to_owned()))
+            }
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Part, E> {
+                Ok(Part::Bytes(bytes.to_vec()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Part, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok(Part::Many(items))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn audit_id(seed: u8) -> String {
+        URL_SAFE_NO_PAD.encode([seed; 16])
+    }
+
+    /// `msgpack.packb((2, (True, b"\x11" * 16), 2, (True, b"\x22" * 16), 1795253084.0, [b"\x07" * 16]))` by Python's
+    /// msgpack 1.1, which is what Keystone 30 packs.
+    #[test]
+    fn the_bytes_are_those_of_python() {
+        let payload = Payload {
+            user_id: "11".repeat(16),
+            methods: vec!["password"],
+            scope: PayloadScope::Project("22".repeat(16)),
+            expires_at: Timestamp::from_secs(1_795_253_084),
+            audit_ids: vec![audit_id(7)],
+            application_credential_id: None,
+            issued_micros: None,
+            generation: None,
+        };
+        let expected = hex::decode(concat!(
+            "960292c3c410111111111111111111111111111111110292c3c41022222222222222222222222222222222",
+            "cb41dac058d700000091c41007070707070707070707070707070707"
+        ))
+        .unwrap();
+        assert_eq!(pack(&payload).unwrap(), expected);
+        assert_eq!(unpack(&expected).unwrap(), payload);
+    }
+
+    fn ids() -> impl Strategy<Value = String> {
+        prop_oneof![
+            any::<u128>().prop_map(|n| Uuid::from_u128(n).simple().to_string()),
+            "[a-zA-Z0-9_-]{1,64}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_comes_back(
+            user_id in ids(), scope in 0..4u8, id in ids(), app in proptest::option::of(ids()),
+            at in 0..4_000_000_000_000_000i64, micros in 0..1_000_000u32, generation in 0..u64::MAX / 2, two in any::<bool>(),
+        ) {
+            let scope = match scope {
+                0 => PayloadScope::Unscoped,
+                1 => PayloadScope::Domain(id),
+                2 => PayloadScope::Project(id),
+                _ => PayloadScope::System,
+            };
+            let application_credential_id = app.filter(|_| matches!(scope, PayloadScope::Project(_)));
+            let audit_ids = if two { vec![audit_id(1), audit_id(2)] } else { vec![audit_id(1)] };
+            let payload = Payload {
+                user_id, methods: vec!["password", "token"], scope, expires_at: Timestamp(at), audit_ids,
+                application_credential_id, issued_micros: Some(micros), generation: Some(generation),
+            };
+            prop_assert_eq!(unpack(&pack(&payload).unwrap()), Some(payload));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = unpack(&bytes);
+        }
+
+        #[test]
+        fn broken_payloads_do_not_make_it_panic(cut in 0..80usize, flip in 0..80usize, with in any::<u8>()) {
+            let payload = Payload {
+                user_id: "11".repeat(16), methods: vec!["password"], scope: PayloadScope::Domain("default".into()),
+                expires_at: Timestamp(1), audit_ids: vec![audit_id(1)], application_credential_id: None,
+                issued_micros: Some(3), generation: Some(4),
+            };
+            let mut bytes = pack(&payload).unwrap();
+            if let Some(byte) = bytes.get_mut(flip) { *byte ^= with; }
+            bytes.truncate(cut);
+            let _ = unpack(&bytes);
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! Tokens: made, read, checked against the tables, remembered.
+//!
+//! A token says who and what for; whether that still holds is asked of the tables at every validation. What was found
+//! is remembered with the two epochs (of everything, and of the user) it was found under, and is used again only after
+//! one indexed read has shown that both still stand there (where no other process can write to the database, a count of
+//! our own writes in memory says it without the read). So a change takes effect on every server that shares the
+//! database with the first request that begins after it was committed; nothing depends on time.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use base::{ApplicationCredentialId, Clock, DomainId, Entropy, ProjectId, Result, RoleId, Timestamp, UserId};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use contract::auth::{AuthContext, Authenticator, Scope};
+use parking_lot::RwLock;
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+use store::{Store, Tx};
+
+use crate::cache::Cache;
+use crate::directory;
+use crate::keys::Keys;
+use crate::logic::catalog::fill;
+use crate::logic::payload::{self, Payload, PayloadScope};
+use crate::model::{
+    ApplicationCredential, Domain, Endpoint, Place, Project, Revocation, RuleOfAccess, Service, User,
+};
+use crate::words;
+
+/// Services with their endpoints, as of one epoch.
+pub type Catalog = Vec<(Service, Vec<Endpoint>)>;
+
+/// A token that was valid when its epochs stood where they are noted.
+#[derive(Debug)]
+pub struct Validated {
+    /// Who is calling.
+    pub auth: Arc<AuthContext>,
+    /// Ids and names of the roles, by name.
+    pub roles: Vec<(RoleId, String)>,
+    /// Its own audit id, then that of the chain's first token.
+    pub audit_ids: Vec<String>,
+    /// The application credential it was got with.
+    pub application_credential: Option<Delegation>,
+    catalog: Arc<Catalog>,
+    epochs: (u64, u64),
+    /// The count of this process's writes under which the epochs were last seen standing.
+    seen: AtomicU64,
+    whole: OnceLock<Bytes>,
+    bare: OnceLock<Bytes>,
+}
+
+/// What an application credential limits a token to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delegation {
+    /// Its id.
+    pub id: ApplicationCredentialId,
+    /// Its name.
+    pub name: String,
+    /// Whether it may manage application credentials.
+    pub unrestricted: bool,
+    /// What it may be used for; `None` = everything.
+    pub access_rules: Option<Vec<RuleOfAccess>>,
+}
+
+/// A token to be made.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// The user.
+    pub user_id: UserId,
+    /// Methods that were passed.
+    pub methods: Vec<&'static str>,
+    /// What for.
+    pub scope: PayloadScope,
+    /// When it shall end; `None` = the usual time from now.
+    pub expires_at: Option<Timestamp>,
+    /// Audit id of the first token of the chain.
+    pub parent_audit_id: Option<String>,
+    /// The application credential that was passed.
+    pub application_credential_id: Option<ApplicationCredentialId>,
+    /// The generation under which the user was authenticated: a password changed since then makes no token.
+    pub generation: u64,
+}
+
+/// Lifetimes and sizes.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Seconds a token lives.
+    pub lifetime: i64,
+    /// Seconds after its end in which `allow_expired` still reads it.
+    pub expired_window: i64,
+    /// Most tokens remembered.
+    pub remembered: usize,
+    /// Name and domain name of the administrators' project.
+    pub admin_project: (String, String),
+}
+
+/// The tokens of this cloud.
+pub struct Tokens {
+    store: Store,
+    clock: Arc<dyn Clock>,
+    entropy: Entropy,
+    keys: Arc<Keys>,
+    limits: Limits,
+    cache: Cache<[u8; 32], Validated>,
+    catalog: RwLock<Option<(u64, Arc<Catalog>)>>,
+    /// Grows after each write of this process.
+    writes: AtomicU64,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokens({} remembered)", self.cache.len())
+    }
+}
+
+/// What the tables say about a payload.
+struct Facts {
+    user: User,
+    user_domain: Domain,
+    scope: Scope,
+    roles: Vec<(RoleId, String)>,
+    application_credential: Option<Delegation>,
+    epochs: (u64, u64),
+    catalog: Option<Catalog>,
+}
+
+impl Tokens {
+    /// Tokens sealed with `keys` about what is in `store`.
+    pub fn new(
+        store: Store,
+        clock: Arc<dyn Clock>,
+        entropy: Entropy,
+        keys: Arc<Keys>,
+        limits: Limits,
+    ) -> Self {
+        let cache = Cache::new(limits.remembered);
+        Tokens {
+            store,
+            clock,
+            entropy,
+            keys,
+            limits,
+            cache,
+            catalog: RwLock::new(None),
+            writes: AtomicU64::new(0),
+        }
+    }
+
+    /// The keys.
+    pub fn keys(&self) -> &Arc<Keys> {
+        &self.keys
+    }
+
+    /// How many tokens are remembered.
+    pub fn remembered(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// What a token says, if it is valid now.
+    ///
+    /// # Errors
+    /// Only the store's; a token that is not valid is `None`.
+    pub async fn validate(&self, token: &str) -> Result<Option<Arc<Validated>>> {
+        let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        let writes = self.writes.load(Ordering::SeqCst);
+        if let Some(known) = self.cache.get(&key) {
+            if known.auth.expires_at <= self.clock.now() {
+                self.cache.remove(&key);
+                return Ok(None);
+            }
+            // Where no other process can write, none of our own writes means nothing has changed.
+            if !self.store.shared() && known.seen.load(Ordering::SeqCst) == writes {
+                return Ok(Some(known));
+            }
+            let user = known.auth.user_id.clone();
+            let epochs = self.store.read(move |tx| directory::epochs(tx, user.as_str())).await?;
+            if epochs == known.epochs {
+                known.seen.store(writes, Ordering::SeqCst);
+                return Ok(Some(known));
+            }
+        }
+        let valid = self.resolve(token, 0).await?;
+        match &valid {
+            Some(valid) => self.cache.put(key, valid.clone()),
+            None => self.cache.remove(&key),
+        }
+        Ok(valid)
+    }
+
+    /// As [`Tokens::validate`], also for tokens that ended within the window of `allow_expired`.
+    ///
+    /// # Errors
+    /// As [`Tokens::validate`].
+    pub async fn validate_late(&self, token: &str) -> Result<Option<Arc<Validated>>> {
+        match self.validate(token).await? {
+            Some(valid) => Ok(Some(valid)),
+            None => self.resolve(token, self.limits.expired_window).await,
+        }
+    }
+
+    async fn resolve(&self, token: &str, window: i64) -> Result<Option<Arc<Validated>>> {
+        let (now, writes) = (self.clock.now(), self.writes.load(Ordering::SeqCst));
+        let Some((bytes, seconds)) = self.keys.open_token(token, now) else { return Ok(None) };
+        let Some(payload) = payload::unpack(&bytes) else { return Ok(None) };
+        if payload.expires_at.plus_secs(window) <= now {
+            return Ok(None);
+        }
+        let micros = i64::from(payload.issued_micros.unwrap_or(0));
+        let issued_at = Timestamp(Timestamp::from_secs(seconds).0.saturating_add(micros));
+        let payload = Arc::new(payload);
+        let (known, of) = (self.catalog.read().as_ref().map(|c| c.0), payload.clone());
+        let facts = self.store.read(move |tx| facts(tx, &of, Some(issued_at), now, known)).await?;
+        Ok(facts.map(|facts| Arc::new(self.validated(&payload, issued_at, facts, writes))))
+    }
+
+    /// Makes a token.
+    ///
+    /// # Errors
+    /// `Unauthenticated` where the user may not have it.
+    pub async fn issue(&self, order: Order) -> Result<(String, Arc<Validated>)> {
+        let (now, writes) = (self.clock.now(), self.writes.load(Ordering::SeqCst));
+        let mut id = [0; 16];
+        self.entropy.fill(&mut id);
+        let mut audit_ids = vec![URL_SAFE_NO_PAD.encode(id)];
+        audit_ids.extend(order.parent_audit_id);
+        let usual = Timestamp::from_secs(now.plus_secs(self.limits.lifetime).as_secs());
+        let micros = u32::try_from(now.0.rem_euclid(1_000_000)).unwrap_or(0);
+        let payload = Arc::new(Payload {
+            user_id: order.user_id.as_str().to_owned(),
+            methods: order.methods,
+            scope: order.scope,
+            expires_at: order.expires_at.map_or(usual, |e| e.min(usual)),
+            audit_ids,
+            application_credential_id: order.application_credential_id.map(|a| a.as_str().to_owned()),
+            issued_micros: Some(micros),
+            generation: Some(order.generation),
+        });
+        let (known, of) = (self.catalog.read().as_ref().map(|c| c.0), payload.clone());
+        let facts = self.store.read(move |tx| facts(tx, &of, None, now, known)).await?;
+        let facts = facts.ok_or_else(words::unauthorized)?;
+        let bytes =
+            payload::pack(&payload).ok_or_else(|| base::Error::internal("a token that cannot be packed"))?;
+        let token = self.keys.seal(&bytes, now);
+        let valid = Arc::new(self.validated(&payload, now, facts, writes));
+        self.cache.put(Sha256::digest(token.as_bytes()).into(), valid.clone());
+        Ok((token, valid))
+    }
+
+    /// Revokes a token for good.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn revoke(self: &Arc<Self>, valid: &Validated) -> Result<()> {
+        let Some(audit_id) = valid.audit_ids.first().cloned() else { return Ok(()) };
+        let (expires_at, user) = (valid.auth.expires_at, valid.auth.user_id.clone());
+        let window = self.limits.expired_window;
+        self.write(move |tx| {
+            if tx.get::<Revocation>(&audit_id)?.is_none() {
+                // `allow_expired` must not bring it back.
+                let expires_at = expires_at.plus_secs(window);
+                tx.insert(&mut Revocation {
+                    id: audit_id.clone(),
+                    meta: store::Meta::default(),
+                    expires_at,
+                })?;
+            }
+            directory::touch_user(tx, &user)
+        })
+        .await
+    }
+
+    /// A write of this service. It is counted once it is on disk, also if the caller has gone away meanwhile: what is
+    /// remembered must not outlive it.
+    ///
+    /// # Errors
+    /// The store's, and those of `work`.
+    pub async fn write<T, F>(self: &Arc<Self>, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
+    {
+        let this = self.clone();
+        let task = tokio::spawn(async move {
+            let result = this.store.write(work).await;
+            this.writes.fetch_add(1, Ordering::SeqCst);
+            result
+        });
+        task.await.map_err(base::Error::internal)?
+    }
+
+    fn validated(&self, payload: &Payload, issued_at: Timestamp, facts: Facts, writes: u64) -> Validated {
+        let catalog = match facts.catalog {
+            Some(fresh) => {
+                let fresh = Arc::new(fresh);
+                *self.catalog.write() = Some((facts.epochs.0, fresh.clone()));
+                fresh
+            }
+            None => self.catalog.read().as_ref().map(|c| c.1.clone()).unwrap_or_default(),
+        };
+        let (name, domain) = (&self.limits.admin_project.0, &self.limits.admin_project.1);
+        let is_admin_project = matches!(&facts.scope, Scope::Project { name: n, domain_name: d, .. } if n == name && d == domain);
+        let mut roles: Vec<String> = facts.roles.iter().map(|(_, name)| name.to_lowercase()).collect();
+        roles.sort_unstable();
+        let auth = Arc::new(AuthContext {
+            user_id: facts.user.id,
+            user_name: facts.user.name,
+            user_domain_id: facts.user_domain.id,
+            user_domain_name: facts.user_domain.name,
+            scope: facts.scope,
+            roles,
+            is_admin_project,
+            expires_at: payload.expires_at,
+            issued_at,
+            methods: payload.methods.iter().map(|m| (*m).to_owned()).collect(),
+            audit_id: payload.audit_ids.first().cloned().unwrap_or_default(),
+        });
+        Validated {
+            auth,
+            roles: facts.roles,
+            audit_ids: payload.audit_ids.clone(),
+            application_credential: facts.application_credential,
+            catalog,
+            epochs: facts.epochs,
+            seen: AtomicU64::new(writes),
+            whole: OnceLock::new(),
+            bare: OnceLock::new(),
+        }
+    }
+}
+
+/// Checks a payload against the tables: `None` where it gives no right any more. `issued_at` is `None` for a token
+/// that is just being made.
+fn facts(
+    tx: &mut Tx<'_>,
+    payload: &Payload,
+    issued_at: Option<Timestamp>,
+    now: Timestamp,
+    known_catalog: Option<u64>,
+) -> Result<Option<Facts>> {
+    let epochs = directory::epochs(tx, &payload.user_id)?;
+    if let Some(audit_id) = payload.audit_ids.first()
+        && tx.get::<Revocation>(audit_id)?.is_some()
+    {
+        return Ok(None);
+    }
+    let revoked = |before: Option<Timestamp>| matches!((issued_at, before), (Some(i), Some(b)) if i <= b);
+    let Some(user) = tx.get::<User>(&UserId::new(payload.user_id.clone()))? else { return Ok(None) };
+    let Some(user_domain) = tx.get::<Domain>(&user.domain_id)? else { return Ok(None) };
+    if !user.enabled || !user_domain.enabled || revoked(user_domain.revoked_before) {
+        return Ok(None);
+    }
+    if payload.generation.is_some_and(|g| g != user.token_generation) {
+        return Ok(None);
+    }
+    // Tokens of a Python Keystone carry no generation: the time of the password must do.
+    if payload.generation.is_none() && revoked(user.password_changed_at) {
+        return Ok(None);
+    }
+    let place = match &payload.scope {
+        PayloadScope::Unscoped => None,
+        PayloadScope::System => Some((Scope::System, Place::System)),
+        PayloadScope::Domain(id) => {
+            let domain = tx.get::<Domain>(&DomainId::new(id.clone()))?;
+            let Some(domain) = domain.filter(|d| d.enabled && !revoked(d.revoked_before)) else {
+                return Ok(None);
+            };
+            Some((Scope::Domain { id: domain.id.clone(), name: domain.name }, Place::Domain(domain.id)))
+        }
+        PayloadScope::Project(id) => {
+            let project = tx.get::<Project>(&ProjectId::new(id.clone()))?;
+            let Some(project) = project.filter(|p| p.enabled && !revoked(p.revoked_before)) else {
+                return Ok(None);
+            };
+            let domain = tx.get::<Domain>(&project.domain_id)?;
+            let Some(domain) = domain.filter(|d| d.enabled && !revoked(d.revoked_before)) else {
+                return Ok(None);
+            };
+            let (id, domain_id) = (project.id.clone(), domain.id);
+            let scope =
+                Scope::Project { id: project.id, name: project.name, domain_id, domain_name: domain.name };
+            Some((scope, Place::Project(id)))
+        }
+    };
+    let mut roles = Vec::new();
+    let mut scope = Scope::Unscoped;
+    if let Some((named, place)) = place {
+        roles = directory::roles_on(tx, &user.id, &place)?.into_iter().map(|r| (r.id, r.name)).collect();
+        scope = named;
+    }
+    let mut application_credential = None;
+    if let Some(id) = &payload.application_credential_id {
+        let found = tx.get::<ApplicationCredential>(&ApplicationCredentialId::new(id.clone()))?;
+        let Some(found) = found else { return Ok(None) };
+        let same_project =
+            matches!(&payload.scope, PayloadScope::Project(p) if p == found.project_id.as_str());
+        let over = found.expires_at.is_some_and(|e| e <= now);
+        // A credential is worth nothing once its user has lost one of its roles: it must not come back with it.
+        let lost = found.roles.iter().any(|role| roles.iter().all(|(id, _)| id != role));
+        if found.user_id != user.id || !same_project || over || lost {
+            return Ok(None);
+        }
+        roles.retain(|(id, _)| found.roles.contains(id));
+        let ApplicationCredential { id, name, unrestricted, access_rules, .. } = found;
+        application_credential = Some(Delegation { id, name, unrestricted, access_rules });
+    }
+    if roles.is_empty() && scope != Scope::Unscoped {
+        return Ok(None);
+    }
+    let catalog = if known_catalog == Some(epochs.0) { None } else { Some(directory::catalog(tx)?) };
+    Ok(Some(Facts { user, user_domain, scope, roles, application_credential, epochs, catalog }))
+}
+
+impl Validated {
+    /// The answer to a validation, `{"token": {…}}`; made once.
+    pub fn body(&self, with_catalog: bool) -> Bytes {
+        let cell = if with_catalog { &self.whole } else { &self.bare };
+        cell.get_or_init(|| serde_json::to_vec(&self.wire(with_catalog)).unwrap_or_default().into()).clone()
+    }
+
+    /// The catalog as this token sees it.
+    pub fn catalog(&self) -> Value {
+        let project = self.auth.project_id().map(ProjectId::as_str);
+        let services = self.catalog.iter().map(|(service, endpoints)| {
+            let endpoints: Vec<Value> = endpoints
+                .iter()
+                .filter_map(|e| {
+                    let url = fill(&e.url, project, self.auth.user_id.as_str())?;
+                    Some(json!({
+                        "id": e.id, "interface": e.interface, "region_id": e.region_id, "url": url, "region": e.region_id,
+                    }))
+                })
+                .collect();
+            json!({"endpoints": endpoints, "id": service.id, "type": service.service_type, "name": service.name})
+        });
+        services.collect()
+    }
+
+    fn wire(&self, with_catalog: bool) -> Value {
+        let auth = &self.auth;
+        let mut token = Map::new();
+        let mut put = |key: &str, value: Value| token.insert(key.to_owned(), value);
+        put("methods", json!(auth.methods));
+        put(
+            "user",
+            json!({
+                "domain": {"id": auth.user_domain_id, "name": auth.user_domain_name},
+                "id": auth.user_id, "name": auth.user_name, "password_expires_at": null,
+            }),
+        );
+        put("audit_ids", json!(self.audit_ids));
+        put("expires_at", json!(auth.expires_at.iso_micros()));
+        put("issued_at", json!(auth.issued_at.iso_micros()));
+        let roles: Vec<Value> = self.roles.iter().map(|(id, name)| json!({"id": id, "name": name})).collect();
+        match &auth.scope {
+            Scope::Unscoped => {}
+            Scope::System => {
+                put("roles", Value::Array(roles));
+                put("system", json!({"all": true}));
+            }
+            Scope::Domain { id, name } => {
+                put("domain", json!({"id": id, "name": name}));
+                put("roles", Value::Array(roles));
+            }
+            Scope::Project { id, name, domain_id, domain_name } => {
+                put(
+                    "project",
+                    json!({"domain": {"id": domain_id, "name": domain_name}, "id": id, "name": name}),
+                );
+                put("is_domain", json!(false));
+                put("roles", Value::Array(roles));
+                put("is_admin_project", json!(auth.is_admin_project));
+            }
+        }
+        if with_catalog && auth.scope != Scope::Unscoped {
+            put("catalog", self.catalog());
+        }
+        if let Some(credential) = &self.application_credential {
+            let mut shown = json!({
+                "id": credential.id, "name": credential.name, "restricted": !credential.unrestricted,
+            });
+            if let (Some(rules), Some(map)) = (&credential.access_rules, shown.as_object_mut()) {
+                map.insert("access_rules".into(), json!(rules));
+            }
+            put("application_credential", shown);
+        }
+        json!({"token": token})
+    }
+}
+
+#[async_trait]
+impl Authenticator for Tokens {
+    async fn authenticate(&self, token: &str) -> Result<Arc<AuthContext>> {
+        let valid = self.validate(token).await?.ok_or_else(words::unauthorized)?;
+        // Who asks this way cannot say for which request, so that rules cannot be checked: refuse, as Keystone does
+        // where a middleware does not know of access rules.
+        if valid.application_credential.as_ref().is_some_and(|a| a.access_rules.is_some()) {
+            return Err(words::unauthorized());
+        }
+        Ok(valid.auth.clone())
+    }
+}
