@@ -1,0 +1,413 @@
+//! What other services ask of this one: [`contract::services::Networks`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use base::net::IpNet;
+use base::{Error, NetworkId, PortId, ProjectId, Result, SecurityGroupId, SubnetId};
+use contract::AuthContext;
+use contract::host::MetadataPort;
+use contract::services::{FixedIpInfo, NetworkInfo, Networks, PortInfo, PortRequest};
+use store::{Query, Tx};
+
+use crate::api::SHARED;
+use crate::db::ports::Want;
+use crate::db::{self, groups, opened_to, quota};
+use crate::model::{DISTRIBUTED, FloatingIp, Network, Port, SecurityGroup, Subnet};
+use crate::{Env, State};
+
+fn no_network(id: NetworkId) -> Error {
+    Error::not_found(format!("Network {id} could not be found.")).code("NetworkNotFound")
+}
+
+fn no_port(id: PortId) -> Error {
+    Error::not_found(format!("Port {id} could not be found.")).code("PortNotFound")
+}
+
+fn network_info(net: &Network, shared: bool, subnets: Vec<SubnetId>) -> NetworkInfo {
+    NetworkInfo {
+        id: net.id,
+        name: net.name.clone(),
+        project_id: net.project_id.clone(),
+        shared,
+        external: net.external,
+        subnets,
+        port_security: net.port_security_enabled,
+    }
+}
+
+/// Everything that several ports' infos need, read at once.
+struct Surroundings {
+    networks: BTreeMap<NetworkId, Network>,
+    subnets: BTreeMap<SubnetId, Subnet>,
+    metadata: BTreeMap<NetworkId, Port>,
+    floating: BTreeMap<PortId, Vec<(IpAddr, IpAddr)>>,
+    groups: BTreeMap<SecurityGroupId, String>,
+}
+
+impl Surroundings {
+    fn read(tx: &mut Tx<'_>, ports: &[Port]) -> Result<Self> {
+        let nets: BTreeSet<NetworkId> = ports.iter().map(|p| p.network_id).collect();
+        let groups: BTreeSet<&SecurityGroupId> = ports.iter().flat_map(|p| &p.security_groups).collect();
+        let of_nets = Query::new().is_in("network_id", &nets);
+        let mut floating: BTreeMap<PortId, Vec<(IpAddr, IpAddr)>> = BTreeMap::new();
+        for fip in tx.list::<FloatingIp>(&Query::new().is_in("port_id", ports.iter().map(|p| p.id)))? {
+            if let (Some(port), Some(fixed)) = (fip.port_id, fip.fixed_ip_address) {
+                floating.entry(port).or_default().push((fixed, fip.floating_ip_address));
+            }
+        }
+        Ok(Surroundings {
+            networks: tx
+                .list::<Network>(&Query::new().is_in("id", &nets))?
+                .into_iter()
+                .map(|n| (n.id, n))
+                .collect(),
+            subnets: tx.list::<Subnet>(&of_nets)?.into_iter().map(|s| (s.id, s)).collect(),
+            metadata: tx
+                .list::<Port>(&of_nets.eq("device_owner", DISTRIBUTED))?
+                .into_iter()
+                .map(|p| (p.network_id, p))
+                .collect(),
+            floating,
+            groups: tx
+                .list::<SecurityGroup>(&Query::new().is_in("id", groups))?
+                .into_iter()
+                .map(|g| (g.id, g.name))
+                .collect(),
+        })
+    }
+
+    fn metadata_port(&self, net: NetworkId) -> Option<MetadataPort> {
+        let port = self.metadata.get(&net)?;
+        let address = |f: &crate::model::FixedIp| {
+            IpNet::new(f.ip_address, self.subnets.get(&f.subnet_id)?.cidr.prefix_len()).ok()
+        };
+        Some(MetadataPort {
+            port: port.id,
+            mac: port.mac_address,
+            addresses: port.fixed_ips.iter().filter_map(address).collect(),
+        })
+    }
+
+    fn info(&self, port: &Port) -> PortInfo {
+        let net = self.networks.get(&port.network_id);
+        let fixed = |f: &crate::model::FixedIp| {
+            let subnet = self.subnets.get(&f.subnet_id)?;
+            Some(FixedIpInfo {
+                subnet_id: subnet.id,
+                ip: f.ip_address,
+                cidr: subnet.cidr,
+                gateway: subnet.gateway_ip,
+                dns_servers: subnet.dns_nameservers.clone(),
+                dhcp: subnet.enable_dhcp,
+                host_routes: subnet.host_routes.iter().map(|r| (r.destination, r.nexthop)).collect(),
+            })
+        };
+        PortInfo {
+            id: port.id,
+            network_id: port.network_id,
+            network_name: net.map(|n| n.name.clone()).unwrap_or_default(),
+            project_id: port.project_id.clone(),
+            status: port.status.clone(),
+            mac: port.mac_address,
+            mtu: net.map_or(1500, |n| n.mtu),
+            fixed_ips: port.fixed_ips.iter().filter_map(fixed).collect(),
+            floating_ips: self.floating.get(&port.id).cloned().unwrap_or_default(),
+            device_id: port.device_id.clone(),
+            host: (!port.host_id.is_empty()).then(|| port.host_id.clone()),
+            security_groups: port
+                .security_groups
+                .iter()
+                .filter_map(|g| Some((*g, self.groups.get(g)?.clone())))
+                .collect(),
+            metadata_port: self.metadata_port(port.network_id),
+        }
+    }
+}
+
+fn info(tx: &mut Tx<'_>, port: &Port) -> Result<PortInfo> {
+    Ok(Surroundings::read(tx, std::slice::from_ref(port))?.info(port))
+}
+
+/// Whether a project may put ports on a network.
+fn may_use(tx: &mut Tx<'_>, net: &Network, project: &ProjectId) -> Result<bool> {
+    Ok(net.project_id == *project || opened_to(tx, Some(project), SHARED)?.contains(&net.id))
+}
+
+fn make_port(tx: &mut Tx<'_>, env: &Env, request: &PortRequest) -> Result<Port> {
+    let net = tx.get::<Network>(&request.network_id)?.ok_or_else(|| no_network(request.network_id))?;
+    if !may_use(tx, &net, &request.project_id)? {
+        return Err(no_network(net.id));
+    }
+    quota::claim::<Port>(tx, env, &request.project_id, "port", 1)?;
+    let mut port = db::ports::blank(env, &net, request.project_id.clone());
+    port.id = request.id;
+    port.name = request.name.clone();
+    port.device_id = request.device_id.clone();
+    port.device_owner = request.device_owner.clone();
+    if crate::api::is_dns_name(&request.dns_name) {
+        port.dns_name = request.dns_name.clone();
+    }
+    if port.port_security_enabled {
+        port.security_groups = if request.security_groups.is_empty() {
+            BTreeSet::from([groups::ensure_default(tx, env, &request.project_id)?.id])
+        } else {
+            request.security_groups.iter().copied().collect()
+        };
+    }
+    for group in &port.security_groups {
+        if !tx.get::<SecurityGroup>(group)?.is_some_and(|g| g.project_id == request.project_id) {
+            let text = format!("Security group {group} does not exist");
+            return Err(Error::bad_request(text).code("SecurityGroupNotFound"));
+        }
+    }
+    let subnets = db::networks::subnets_of(tx, net.id)?;
+    if subnets.is_empty() {
+        let text = format!("Network {} requires a subnet in order to boot instances on.", net.id);
+        return Err(Error::bad_request(text).code("NetworkRequiresSubnet"));
+    }
+    let wants = request.fixed_ip.map(|ip| [Want { subnet: None, ip: Some(ip) }]);
+    db::ports::create(tx, env, &subnets, port, wants.as_ref().map(|w| w.as_slice()), false)
+}
+
+impl State {
+    pub(crate) fn is_admin(&self, auth: &AuthContext) -> bool {
+        use ::api::Service;
+        self.policy().allows("context_is_admin", auth, &::api::Target::none())
+    }
+
+    /// Changes a port if it is there.
+    async fn change_port<T: Send + 'static>(
+        &self,
+        id: PortId,
+        work: impl Fn(&mut Port) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Option<(T, PortInfo)>> {
+        self.write(move |tx| {
+            let Some(mut port) = tx.get::<Port>(&id)? else { return Ok(None) };
+            let before = port.clone();
+            let result = work(&mut port)?;
+            if port != before {
+                db::ports::update(tx, &mut port)?;
+            }
+            Ok(Some((result, info(tx, &port)?)))
+        })
+        .await
+    }
+
+    fn sees(&self, auth: &AuthContext, project: &ProjectId) -> bool {
+        auth.project_id() == Some(project) || self.is_admin(auth)
+    }
+}
+
+/// A group of a project by id or name.
+fn find_group(tx: &mut Tx<'_>, env: &Env, project: &ProjectId, text: &str) -> Result<SecurityGroupId> {
+    if let Ok(id) = text.parse::<SecurityGroupId>()
+        && tx.get::<SecurityGroup>(&id)?.is_some_and(|g| g.project_id == *project)
+    {
+        return Ok(id);
+    }
+    if text == "default" {
+        return groups::ensure_default(tx, env, project).map(|g| g.id);
+    }
+    let rows = tx.list::<SecurityGroup>(&Query::new().eq("project_id", project).eq("name", text))?;
+    match rows.as_slice() {
+        [one] => Ok(one.id),
+        [] => Err(Error::bad_request(format!("Security group {text} not found for project {project}."))),
+        _ => Err(Error::conflict(format!(
+            "Multiple security groups found matching '{text}'. Use an ID to be more specific."
+        ))),
+    }
+}
+
+#[async_trait]
+impl Networks for State {
+    async fn available(&self, auth: &AuthContext) -> Result<Vec<NetworkInfo>> {
+        let project = auth.project_id().cloned();
+        self.store
+            .read(move |tx| {
+                let shared: BTreeSet<NetworkId> =
+                    opened_to(tx, project.as_ref(), SHARED)?.into_iter().collect();
+                let mut any = vec![Query::new().is_in("id", &shared)];
+                any.extend(project.as_ref().map(|p| Query::new().eq("project_id", p).eq("external", false)));
+                let mut rows = tx.list::<Network>(&Query::new().any_of(any))?;
+                rows.sort_by_key(|n| (n.meta.created_at, n.id));
+                let mut infos = Vec::new();
+                for net in &rows {
+                    let subnets = db::networks::subnets_of(tx, net.id)?.iter().map(|s| s.id).collect();
+                    infos.push(network_info(net, shared.contains(&net.id), subnets));
+                }
+                Ok(infos)
+            })
+            .await
+    }
+
+    async fn network(&self, auth: &AuthContext, id: NetworkId) -> Result<NetworkInfo> {
+        let (project, admin) = (auth.project_id().cloned(), self.is_admin(auth));
+        self.store
+            .read(move |tx| {
+                let net = tx.get::<Network>(&id)?.ok_or_else(|| no_network(id))?;
+                let shared = opened_to(tx, project.as_ref(), SHARED)?.contains(&id);
+                let external = opened_to(tx, project.as_ref(), crate::api::EXTERNAL)?.contains(&id);
+                if !admin && !shared && !external && project.as_ref() != Some(&net.project_id) {
+                    return Err(no_network(id));
+                }
+                let subnets = db::networks::subnets_of(tx, id)?.iter().map(|s| s.id).collect();
+                Ok(network_info(&net, shared, subnets))
+            })
+            .await
+    }
+
+    async fn port(&self, auth: &AuthContext, id: PortId) -> Result<PortInfo> {
+        let found = self.store.read(move |tx| tx.get::<Port>(&id)?.map(|p| info(tx, &p)).transpose()).await?;
+        found.filter(|p| self.sees(auth, &p.project_id)).ok_or_else(|| no_port(id))
+    }
+
+    async fn security_groups(&self, auth: &AuthContext, names: &[String]) -> Result<Vec<SecurityGroupId>> {
+        let project = auth
+            .project_id()
+            .cloned()
+            .ok_or_else(|| Error::bad_request("Security groups need a token that is scoped to a project."))?;
+        let names = names.to_vec();
+        let env = self.env.clone();
+        self.write(move |tx| names.iter().map(|n| find_group(tx, &env, &project, n)).collect()).await
+    }
+
+    async fn ensure_port(&self, request: &PortRequest) -> Result<PortInfo> {
+        let request = request.clone();
+        let id = request.id;
+        if let Some(found) =
+            self.store.read(move |tx| tx.get::<Port>(&id)?.map(|p| info(tx, &p)).transpose()).await?
+        {
+            return Ok(found);
+        }
+        let env = self.env.clone();
+        self.write(move |tx| {
+            let port = match tx.get::<Port>(&request.id)? {
+                Some(port) => port,
+                None => make_port(tx, &env, &request)?,
+            };
+            info(tx, &port)
+        })
+        .await
+    }
+
+    async fn claim_port(&self, port: PortId, device_id: &str, device_owner: &str) -> Result<PortInfo> {
+        let (device, owner) = (device_id.to_owned(), device_owner.to_owned());
+        let changed = self
+            .change_port(port, move |p| {
+                if !p.device_id.is_empty() && p.device_id != device {
+                    let text = format!(
+                        "Unable to complete operation on port {} for network {}. Port already has an attached device {}.",
+                        p.id, p.network_id, p.device_id
+                    );
+                    return Err(Error::conflict(text).code("PortInUse"));
+                }
+                p.device_id.clone_from(&device);
+                p.device_owner.clone_from(&owner);
+                Ok(())
+            })
+            .await?;
+        changed.map(|(_, info)| info).ok_or_else(|| no_port(port))
+    }
+
+    async fn bind_port(&self, port: PortId, host: Option<&str>) -> Result<()> {
+        let wanted = host.unwrap_or_default().to_owned();
+        let changed = self
+            .change_port(port, move |p| {
+                p.host_id.clone_from(&wanted);
+                Ok(())
+            })
+            .await?;
+        if changed.is_none() && host.is_some() { Err(no_port(port)) } else { Ok(()) }
+    }
+
+    async fn release_port(&self, port: PortId, device_id: &str) -> Result<()> {
+        let device = device_id.to_owned();
+        self.change_port(port, move |p| {
+            if p.device_id == device {
+                p.device_id.clear();
+                p.device_owner.clear();
+                p.host_id.clear();
+                p.binding_profile.clear();
+            }
+            Ok(())
+        })
+        .await
+        .map(|_| ())
+    }
+
+    async fn delete_port(&self, port: PortId) -> Result<()> {
+        self.write(move |tx| match tx.get::<Port>(&port)? {
+            None => Ok(()),
+            Some(row) => db::ports::delete(tx, &row),
+        })
+        .await
+    }
+
+    async fn ports_of(&self, devices: &[String]) -> Result<BTreeMap<String, Vec<PortInfo>>> {
+        let devices: Vec<String> = devices.iter().filter(|d| !d.is_empty()).cloned().collect();
+        if devices.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        self.store
+            .read(move |tx| {
+                let mut ports = tx.list::<Port>(&Query::new().is_in("device_id", &devices))?;
+                ports.sort_by_key(|p| (p.meta.created_at, p.id));
+                let around = Surroundings::read(tx, &ports)?;
+                let mut map: BTreeMap<String, Vec<PortInfo>> = BTreeMap::new();
+                for port in &ports {
+                    map.entry(port.device_id.clone()).or_default().push(around.info(port));
+                }
+                Ok(map)
+            })
+            .await
+    }
+
+    async fn set_security_group(
+        &self,
+        auth: &AuthContext,
+        device_id: &str,
+        group: &str,
+        present: bool,
+    ) -> Result<()> {
+        let project = auth
+            .project_id()
+            .cloned()
+            .ok_or_else(|| Error::bad_request("Security groups need a token that is scoped to a project."))?;
+        let (device, group, admin) = (device_id.to_owned(), group.to_owned(), self.is_admin(auth));
+        let env = self.env.clone();
+        self.write(move |tx| {
+            let rows = tx.list::<Port>(&Query::new().eq("device_id", &device))?;
+            let rows: Vec<Port> = rows.into_iter().filter(|p| admin || p.project_id == project).collect();
+            // An administrator works on the groups of the server's project.
+            let owner = rows.first().map_or(&project, |p| &p.project_id).clone();
+            let id = find_group(tx, &env, &owner, &group).map_err(|e| match e.kind() {
+                ::api::Kind::BadRequest => Error::not_found(e.public()),
+                _ => e,
+            })?;
+            let mut found = false;
+            for mut port in rows.into_iter().filter(|p| p.port_security_enabled) {
+                let mut set = port.security_groups.clone();
+                let changed = if present { set.insert(id) } else { set.remove(&id) };
+                found = true;
+                if changed {
+                    db::ports::set_groups(tx, &mut port, set)?;
+                    db::ports::update(tx, &mut port)?;
+                } else if !present {
+                    return Err(Error::not_found(format!(
+                        "Security group {group} not associated with the instance {device}"
+                    )));
+                }
+            }
+            if found {
+                Ok(())
+            } else {
+                Err(Error::bad_request("The server has no port that can have security groups."))
+            }
+        })
+        .await?;
+        self.nudge_devices([device_id.to_owned()]);
+        Ok(())
+    }
+}
