@@ -1,0 +1,4 @@
+#!/bin/sh
+# The power button.
+echo "allod-mini: power button" >/dev/console
+exec /sbin/poweroff
