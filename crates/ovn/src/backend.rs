@@ -28,8 +28,18 @@ const ATTEMPTS: usize = 8;
 const ASK_HOSTS: Duration = Duration::from_secs(30);
 
 const SB_WATCHES: &[Watch] = &[
-    Watch { table: "Chassis", columns: &["name", "hostname", "other_config", "external_ids"], index: &[] },
-    Watch { table: "Chassis_Private", columns: &["name", "nb_cfg", "nb_cfg_timestamp"], index: &[] },
+    Watch {
+        table: "Chassis",
+        columns: &["name", "hostname", "other_config", "external_ids"],
+        index: &[],
+        tell: true,
+    },
+    Watch {
+        table: "Chassis_Private",
+        columns: &["name", "nb_cfg", "nb_cfg_timestamp"],
+        index: &[],
+        tell: false,
+    },
 ];
 
 /// What the backend is told about its surroundings.

@@ -19,23 +19,26 @@ use crate::project::{
 pub const WATCHES: &[Watch] = &[
     watch("NB_Global", &["nb_cfg"], &[]),
     watch("Logical_Switch", &["name", "ports", "acls", "dns_records", "other_config", "external_ids"], &[]),
-    watch(
-        "Logical_Switch_Port",
-        &[
-            "name",
-            "type",
-            "addresses",
-            "port_security",
-            "enabled",
-            "up",
-            "options",
-            "external_ids",
-            "dhcpv4_options",
-            "dhcpv6_options",
-            "tag_request",
-        ],
-        &[],
-    ),
+    Watch {
+        tell: true,
+        ..watch(
+            "Logical_Switch_Port",
+            &[
+                "name",
+                "type",
+                "addresses",
+                "port_security",
+                "enabled",
+                "up",
+                "options",
+                "external_ids",
+                "dhcpv4_options",
+                "dhcpv6_options",
+                "tag_request",
+            ],
+            &[],
+        )
+    },
     watch(
         "DHCP_Options",
         &["cidr", "options", "external_ids"],
@@ -69,7 +72,8 @@ const fn watch(
     columns: &'static [&'static str],
     index: &'static [&'static str],
 ) -> Watch {
-    Watch { table, columns, index }
+    // Of all tables only the ports tell something by themselves.
+    Watch { table, columns, index, tell: false }
 }
 
 /// A row that belongs to an item now, and who holds it.

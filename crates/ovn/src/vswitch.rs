@@ -14,13 +14,15 @@ pub const WATCHES: &[Watch] = &[
         table: "Open_vSwitch",
         columns: &["external_ids", "other_config", "next_cfg", "cur_cfg", "bridges"],
         index: &[],
+        tell: false,
     },
-    Watch { table: "Bridge", columns: &["name", "ports", "datapath_type"], index: &[] },
-    Watch { table: "Port", columns: &["name", "interfaces", "external_ids"], index: &[] },
+    Watch { table: "Bridge", columns: &["name", "ports", "datapath_type"], index: &[], tell: false },
+    Watch { table: "Port", columns: &["name", "interfaces", "external_ids"], index: &[], tell: false },
     Watch {
         table: "Interface",
         columns: &["name", "type", "external_ids", "error", "ofport"],
         index: &["iface-id"],
+        tell: false,
     },
 ];
 

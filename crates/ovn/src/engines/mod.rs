@@ -259,6 +259,11 @@ impl Engines {
     }
 }
 
+/// The database socket of an instance, whether it runs or not.
+pub fn socket(state_dir: &Path) -> PathBuf {
+    Dirs::of(state_dir).map_or_else(|_| state_dir.join("ovn/db.sock"), |dirs| dirs.socket())
+}
+
 /// Ends the daemons of an instance whose supervisor is not running (any more).
 ///
 /// # Errors
@@ -369,6 +374,9 @@ async fn bring_up(shared: &Shared, specs: &[Spec], dirs: &Dirs) -> io::Result<()
     tokio::try_join!(make_databases(dirs), netns)?;
     start(shared, spec(specs, OVSDB)?).await?;
     let cold = spec(specs, VSWITCHD)?.running().is_none();
+    if cold && shared.datapath == Datapath::Netdev {
+        plumbing::refuse_second_switch(shared.config.netns.as_deref()).await?;
+    }
     if spec(specs, CONTROLLER)?.running().is_none() {
         remove_stale_sockets(&dirs.run);
     }
@@ -463,11 +471,11 @@ struct Global {
 
 const NB: Global = Global {
     database: "OVN_Northbound",
-    watches: &[Watch { table: "NB_Global", columns: &["name"], index: &[] }],
+    watches: &[Watch { table: "NB_Global", columns: &["name"], index: &[], tell: false }],
 };
 const SB: Global = Global {
     database: "OVN_Southbound",
-    watches: &[Watch { table: "SB_Global", columns: &["options"], index: &[] }],
+    watches: &[Watch { table: "SB_Global", columns: &["options"], index: &[], tell: false }],
 };
 
 const WITHIN: Duration = Duration::from_secs(10);

@@ -67,6 +67,16 @@ fn ruleset(config: &Config, table: &str) -> String {
     )
 }
 
+/// Two userspace datapaths cannot share a namespace: each wants its device `ovs-netdev`.
+pub async fn refuse_second_switch(netns: Option<&str>) -> io::Result<()> {
+    if sys::in_netns(netns, || Ok(sys::link_exists("ovs-netdev"))).await? {
+        let why = "another Open vSwitch with the userspace datapath runs in this network namespace; \
+                   stop it, or run this instance in a namespace of its own";
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+    }
+    Ok(())
+}
+
 /// `ovs-vswitchd` makes a bridge's interface a moment after it has read the database.
 async fn appeared(netns: Option<&str>, link: &str) -> io::Result<()> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);

@@ -27,7 +27,7 @@ const PROBE_AFTER: Duration = Duration::from_secs(10);
 /// More unsent bytes than this, and callers wait.
 const OUT_LIMIT: usize = 4 << 20;
 /// Changes kept for a slow listener before it is told that it lost some.
-const CHANGES: usize = 4096;
+const CHANGES: usize = 1024;
 
 /// Where a database listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl Client {
         Arc::clone(&self.shared.schema.read())
     }
 
-    /// Changes from now on. A listener that falls behind gets `Lagged` and must read the replica again.
+    /// Changes of tables that tell them ([`Watch::tell`]) from now on. A listener that falls behind gets `Lagged` and must read the replica again.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.shared.changes.subscribe()
     }

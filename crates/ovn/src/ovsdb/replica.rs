@@ -21,6 +21,8 @@ pub struct Watch {
     pub columns: &'static [&'static str],
     /// Keys of `external_ids` (text to text) by which rows are looked up.
     pub index: &'static [&'static str],
+    /// Whether listeners are told each change. Each told change keeps two copies of its row for a while.
+    pub tell: bool,
 }
 
 /// A row: its columns that differ from the schema's default.
@@ -148,6 +150,7 @@ struct Table {
     names: HashMap<String, BTreeSet<Uuid>>,
     external: HashMap<(&'static str, String), BTreeSet<Uuid>>,
     index: &'static [&'static str],
+    tell: bool,
 }
 
 impl Table {
@@ -202,7 +205,7 @@ pub struct Replica {
 impl Replica {
     /// An empty copy of the watched tables.
     pub fn new(watches: &[Watch]) -> Self {
-        let table = |w: &Watch| (w.table, Table { index: w.index, ..Table::default() });
+        let table = |w: &Watch| (w.table, Table { index: w.index, tell: w.tell, ..Table::default() });
         Replica { tables: watches.iter().map(table).collect() }
     }
 
@@ -271,7 +274,9 @@ impl Replica {
                 }
                 .map(Arc::new);
                 let old = table.set(uuid, new.clone());
-                changes.push(Change { table: table_name, uuid, old, new });
+                if table.tell {
+                    changes.push(Change { table: table_name, uuid, old, new });
+                }
             }
         }
         Ok(changes)
@@ -280,7 +285,7 @@ impl Replica {
     /// What leads from this copy to `next`.
     pub fn changes_to(&self, next: &Replica) -> Vec<Change> {
         let mut changes = Vec::new();
-        for (&table, after) in &next.tables {
+        for (&table, after) in next.tables.iter().filter(|(_, t)| t.tell) {
             let empty = BTreeMap::new();
             let before = self.tables.get(table).map_or(&empty, |t| &t.rows);
             for (&uuid, new) in &after.rows {
@@ -339,6 +344,7 @@ mod tests {
             table: "T",
             columns: &["name", "up", "ports", "external_ids"],
             index: &["k"],
+            tell: true,
         }])
     }
 

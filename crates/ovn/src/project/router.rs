@@ -1,8 +1,9 @@
 //! Router → Logical_Router, its ports, routes, SNAT and gateway group; floating IP → NAT.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use base::net::{IpNet, Ipv4Net};
 use contract::net::{FloatingIpItem, RouterItem, RouterPortItem};
 
 use super::{
@@ -112,15 +113,32 @@ fn gateway_rows(
     }
     let v4 = gateway.addresses.iter().find(|a| a.ip.is_ipv4());
     if let Some(address) = v4.filter(|_| item.enable_snat) {
-        // All of it: also networks behind routers behind this one.
-        let nat = Desired::new("NAT", format!("snat {name} 0.0.0.0/0"))
-            .text("type", "snat")
-            .text("external_ip", address.ip)
-            .text("logical_ip", "0.0.0.0/0")
-            .set("external_ids", map(pairs([("allod:snat", name.to_owned())])))
-            .within("Logical_Router", name, "nat");
-        set.rows.push(nat);
+        for inside in translated(item) {
+            let nat = Desired::new("NAT", format!("snat {name} {inside}"))
+                .text("type", "snat")
+                .text("external_ip", address.ip)
+                .text("logical_ip", inside)
+                .set("external_ids", map(pairs([("allod:snat", name.to_owned())])))
+                .within("Logical_Router", name, "nat");
+            set.rows.push(nat);
+        }
     }
+}
+
+/// Whose source is translated: attached subnets and networks routed to behind them. Not 0.0.0.0/0, as Neutron has it
+/// by default: it also meets answers that already carry a floating address, and guests of one router then cannot
+/// reach each other by floating IP (seen with 23.03).
+fn translated(item: &RouterItem) -> BTreeSet<Ipv4Net> {
+    let v4 = |net: &IpNet| match net {
+        IpNet::V4(net) => Some(net.trunc()),
+        IpNet::V6(_) => None,
+    };
+    let attached = item.interfaces.iter().flat_map(|i| &i.addresses).filter_map(|a| v4(&a.cidr));
+    let attached: BTreeSet<Ipv4Net> = attached.collect();
+    let inside = |by: &IpAddr| attached.iter().any(|net| IpNet::V4(*net).contains(by));
+    let behind = item.routes.iter().filter(|(to, by)| to.prefix_len() > 0 && inside(by));
+    let behind: Vec<Ipv4Net> = behind.filter_map(|(to, _)| v4(to)).collect();
+    attached.iter().copied().chain(behind).collect()
 }
 
 /// The group of chassis that may carry a router's gateway, best first.

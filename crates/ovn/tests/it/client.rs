@@ -14,10 +14,16 @@ const WATCHES: &[Watch] = &[
         table: "Logical_Switch",
         columns: &["name", "ports", "external_ids", "no_such_column"],
         index: &["k"],
+        tell: true,
     },
-    Watch { table: "Logical_Switch_Port", columns: &["name", "addresses", "enabled"], index: &[] },
-    Watch { table: "Address_Set", columns: &["name", "addresses"], index: &[] },
-    Watch { table: "No_Such_Table", columns: &["name"], index: &[] },
+    Watch {
+        table: "Logical_Switch_Port",
+        columns: &["name", "addresses", "enabled"],
+        index: &[],
+        tell: true,
+    },
+    Watch { table: "Address_Set", columns: &["name", "addresses"], index: &[], tell: true },
+    Watch { table: "No_Such_Table", columns: &["name"], index: &[], tell: true },
 ];
 
 struct Server {

@@ -147,6 +147,24 @@ async fn guests_talk_as_the_rules_say() {
     cloud.dhcp(vm2).await;
     pings(vm1, "10.0.1.1").await;
 
+    // OVN answers for names it knows, to whatever server was asked.
+    let named = until("names", LIMIT, async || {
+        exec(vm1, &["busybox", "nslookup", "vm12.cloud.example", "8.8.8.8"]).await.ok()
+    })
+    .await;
+    assert!(named.contains("10.0.1.12"), "{named}");
+
+    // The router announces itself; a guest's own IPv6 address reaches it.
+    until("an IPv6 default route", LIMIT, async || {
+        exec(vm1, &["ip", "-6", "route", "show", "default"]).await.ok().filter(|r| r.contains("proto ra"))
+    })
+    .await;
+    exec(vm1, &["ip", "addr", "add", "fd00:1::b/64", "dev", "eth0", "nodad"]).await.unwrap();
+    until("ping6", LIMIT, async || {
+        exec(vm1, &["busybox", "ping6", "-c", "1", "-W", "1", "fd00:1::1"]).await.ok()
+    })
+    .await;
+
     // Default deny, then a rule, then only members of the own group.
     assert!(!ping(vm1, "10.0.1.12").await, "nothing allows it");
     cloud.apply(Item::SecurityGroup(group(2, &[icmp(10), tcp_5000(11)]))).await;
@@ -224,6 +242,9 @@ async fn the_world_is_reached_and_reaches_in() {
     pings(host, "172.24.4.21").await;
     println!("floating IP answers after {:?}", began.elapsed());
     transfer(&cloud).await;
+
+    // One guest reaches another by its floating address, through the router and back.
+    pings(vm2, "172.24.4.21").await;
 
     // Out: to the host, and by its masquerade to a world that knows no way back to us.
     pings(vm2, "172.24.4.1").await;

@@ -61,3 +61,34 @@ async fn starts_heals_adopts_and_leaves_nothing() {
     drop(bed);
     assert!(!std::path::Path::new("/run/netns").join(netns).exists());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_switch_in_one_namespace_is_refused() {
+    let first = Bed::new("one");
+    let engines = first.start().await;
+    let mut second = Bed::new("two");
+    second.config.netns = first.config.netns.clone();
+    let error = ovn::Engines::start(second.config.clone()).await.err().unwrap();
+    assert!(error.chain().contains("runs in this network namespace"), "{}", error.chain());
+    engines.stop().await.unwrap();
+    ovn::engines::purge(second.dir.path(), first.config.netns.as_deref()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_state_directory_and_bad_names() {
+    let mut bed = Bed::new("long");
+    let engines = {
+        bed.config.state_dir = bed.dir.path().join("x".repeat(90));
+        bed.start().await
+    };
+    assert!(engines.run_dir().starts_with("/run/allod"), "{}", engines.run_dir().display());
+    let run = engines.run_dir().to_owned();
+    engines.stop().await.unwrap();
+    ovn::engines::purge(&bed.config.state_dir, bed.config.netns.as_deref()).await.unwrap();
+    assert!(!run.exists());
+    for instance in ["UPPER", "a-b", "toolongname"] {
+        bed.config.instance = instance.into();
+        let error = ovn::Engines::start(bed.config.clone()).await.err().unwrap();
+        assert_eq!(error.kind(), base::Kind::BadRequest, "{instance}");
+    }
+}
