@@ -57,7 +57,7 @@ impl<T> Ended<T> {
 }
 
 enum Engine {
-    Sqlite(sqlite::Sqlite),
+    Sqlite(Box<sqlite::Sqlite>),
     Postgres(postgres::Postgres),
 }
 
@@ -104,7 +104,7 @@ impl Store {
     ) -> Result<Self> {
         let outbox = Arc::new(outbox::Outbox::default());
         let engine = sqlite::Sqlite::file(path, clock.clone(), outbox.clone())?;
-        Self::with(Engine::Sqlite(engine), clock, entropy, outbox, schemas).await
+        Self::with(Engine::Sqlite(Box::new(engine)), clock, entropy, outbox, schemas).await
     }
 
     /// A database in memory, gone with its last handle; for tests and simulations. Calls run in the caller's task.
@@ -114,7 +114,7 @@ impl Store {
     pub async fn memory(clock: Arc<dyn Clock>, schemas: &[Schema]) -> Result<Self> {
         let outbox = Arc::new(outbox::Outbox::default());
         let engine = sqlite::Sqlite::memory(clock.clone(), outbox.clone())?;
-        Self::with(Engine::Sqlite(engine), clock, Entropy::seeded(0), outbox, schemas).await
+        Self::with(Engine::Sqlite(Box::new(engine)), clock, Entropy::seeded(0), outbox, schemas).await
     }
 
     /// A PostgreSQL database; SERIALIZABLE transactions.

@@ -150,9 +150,13 @@ fn table<R: Resource>(tx: &mut Tx<'_>) -> Result<()> {
         let group = group.join(", ");
         tx.connection.batch(&format!("CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} ({group})"))?;
     }
+    let index = ident(&index_name(name, "created_at"));
+    tx.connection.batch(&format!("CREATE INDEX IF NOT EXISTS {index} ON {table} (created_at, id)"))?;
     for column in R::INDEX {
         let (index, column) = (ident(&index_name(name, column)), ident(column));
-        tx.connection.batch(&format!("CREATE INDEX IF NOT EXISTS {index} ON {table} ({column}, id)"))?;
+        // Lists are filtered by one column and begin with the oldest or newest: nothing is left to sort.
+        let columns = format!("{column}, created_at, id");
+        tx.connection.batch(&format!("CREATE INDEX IF NOT EXISTS {index} ON {table} ({columns})"))?;
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ pub struct Query {
 }
 
 impl Query {
-    /// Everything, in id order.
+    /// Everything, oldest first.
     pub fn new() -> Self {
         Self::default()
     }
@@ -148,7 +148,8 @@ impl Query {
         self
     }
 
-    /// Sorts by `column`; called again for further columns. Ties are broken by id.
+    /// Sorts by `column`; called again for further columns. Ties are broken by id. A sort by `created_at` alone (which
+    /// is the default) is what the indexes are made for.
     #[must_use]
     pub fn sort(mut self, column: &'static str, order: Order) -> Self {
         self.sort.push((column, order));
@@ -160,6 +161,11 @@ impl Query {
     pub fn after(mut self, marker: Option<impl ToString>) -> Self {
         self.after = marker.map(|m| m.to_string());
         self
+    }
+
+    /// What it is sorted by, the id aside.
+    pub(crate) fn order_by(&self) -> &[(&'static str, Order)] {
+        if self.sort.is_empty() { &[("created_at", Order::Asc)] } else { &self.sort }
     }
 
     /// At most `limit` resources.
@@ -296,7 +302,7 @@ impl Sql {
     /// ` ORDER BY … LIMIT …`.
     pub fn order<R: Resource>(&mut self, query: &Query) -> Result<()> {
         self.push(" ORDER BY ");
-        for (name, order) in &query.sort {
+        for (name, order) in query.order_by() {
             let expression = sortable::<R>(name)?;
             self.push(&expression).push(if *order == Order::Asc { ", " } else { " DESC, " });
         }
@@ -309,10 +315,16 @@ impl Sql {
 
     /// ` AND (…)`: what comes after a row with these sort values.
     pub fn after<R: Resource>(&mut self, query: &Query, row: &[Value], id: &str) -> Result<()> {
+        let sort = query.order_by();
+        if let Some(((name, order), value)) = sort.first().zip(row.first()) {
+            // Implied by what follows; with it an index begins at the marker.
+            let operator = if *order == Order::Asc { " >= " } else { " <= " };
+            self.push(" AND ").push(&sortable::<R>(name)?).push(operator).bind(value.clone());
+        }
         self.push(" AND (");
-        for i in 0..=query.sort.len() {
+        for i in 0..=sort.len() {
             self.push(if i > 0 { " OR (" } else { "(" });
-            for (j, (name, order)) in query.sort.iter().enumerate().take(i + 1) {
+            for (j, (name, order)) in sort.iter().enumerate().take(i + 1) {
                 let operator = if j < i {
                     " = "
                 } else if *order == Order::Asc {
@@ -324,7 +336,7 @@ impl Sql {
                 self.push(&sortable::<R>(name)?).push(operator);
                 self.bind(value).push(if j < i { " AND " } else { "" });
             }
-            if i == query.sort.len() {
+            if i == sort.len() {
                 self.push(if id_order(query) == Order::Asc { "id > " } else { "id < " });
                 self.bind(Value::Text(id.to_owned()));
             }
@@ -336,7 +348,7 @@ impl Sql {
 }
 
 fn id_order(query: &Query) -> Order {
-    query.sort.last().map_or(Order::Asc, |(_, order)| *order)
+    query.order_by().last().map_or(Order::Asc, |(_, order)| *order)
 }
 
 /// Nulls sort first in one engine and last in the other: they are given a value.

@@ -155,7 +155,7 @@ impl<'a> Tx<'a> {
             return Err(unknown());
         }
         let mut columns = vec!["id".to_owned()];
-        for (name, _) in &query.sort {
+        for (name, _) in query.order_by() {
             columns.push(sortable::<R>(name)?);
         }
         let mut sql = self.sql(format!("SELECT {} FROM {} WHERE id = ", columns.join(", "), ident(R::TABLE)));
