@@ -1,6 +1,7 @@
 //! The same suite on SQLite (file and memory) and on PostgreSQL.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod places;
 mod postgres;
 mod suite;
 
@@ -46,6 +47,42 @@ on_every_engine!(
     leases_have_one_holder,
     nul_is_bad_input,
     reads_cannot_write,
+    a_transaction_goes_on_after_a_conflict,
+    a_stale_copy_is_told_at_once,
+    big_lists_are_whole,
+    keywords_may_be_columns,
+    creation_order_is_the_default,
+    random_questions_agree_with_a_model,
+);
+
+macro_rules! on_every_place {
+    ($($test:ident),* $(,)?) => {
+        mod sqlite_place {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $test() {
+                crate::places::$test(crate::places::Place::sqlite()).await;
+            })*
+        }
+        mod postgresql_place {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $test() {
+                crate::places::$test(crate::places::Place::postgresql()).await;
+            })*
+        }
+    };
+}
+
+on_every_place!(
+    what_was_written_is_there_when_opened_again,
+    wakes_survive_until_acknowledged,
+    a_newer_database_is_refused,
+    migrations_bring_an_old_database_up_to_date,
+    replicas_that_start_at_once_migrate_once,
+    a_table_has_one_owner,
+    reads_see_a_snapshot,
+    an_expired_lease_is_taken_over_with_a_new_token,
+    who_meets_another_chooses_again,
+    other_replicas_hear_of_wakes,
+    lost_connections_are_made_again,
+    overlong_values_are_bad_input_or_stored,
 );
 
 async fn memory() -> Store {

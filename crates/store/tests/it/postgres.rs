@@ -8,6 +8,12 @@ use std::sync::{Arc, Mutex, Weak};
 static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+/// Runs SQL as an administrator would.
+pub fn execute(url: &str, sql: &str) {
+    let done = Command::new(tool("psql")).args([url, "-qc", sql]).stdout(Stdio::null()).status().unwrap();
+    assert!(done.success(), "{sql}");
+}
+
 /// One database of the shared cluster, or of the server named by `ALLOD_TEST_POSTGRES`.
 pub struct Server {
     cluster: Option<Arc<Cluster>>,

@@ -29,10 +29,28 @@ store::resource! {
     }
 }
 
-const MIGRATIONS: &[Migration] = &[Migration::new(1, "things", &[Step::table::<Thing>()])];
+store::resource! {
+    /// Fields that SQL has other uses for.
+    pub struct Word, table "words", id NetworkId {
+        unique: [[user, group]],
+        index: [order, default],
+    } {
+        /// A keyword.
+        pub user: String,
+        /// A keyword.
+        pub order: Option<i64>,
+        /// A keyword.
+        pub group: String,
+        /// A keyword.
+        pub default: bool,
+    }
+}
+
+const MIGRATIONS: &[Migration] =
+    &[Migration::new(1, "things", &[Step::table::<Thing>(), Step::table::<Word>()])];
 pub const SCHEMA: &[Schema] = &[("test", MIGRATIONS)];
 
-fn thing(entropy: &Entropy, name: &str) -> Thing {
+pub fn thing(entropy: &Entropy, name: &str) -> Thing {
     Thing {
         id: NetworkId::random(entropy),
         meta: store::Meta::default(),
@@ -45,7 +63,7 @@ fn thing(entropy: &Entropy, name: &str) -> Thing {
     }
 }
 
-async fn add(store: &Store, thing: Thing) -> Result<Thing, Error> {
+pub async fn add(store: &Store, thing: Thing) -> Result<Thing, Error> {
     store
         .write(move |tx| {
             let mut thing = thing.clone();
@@ -55,7 +73,7 @@ async fn add(store: &Store, thing: Thing) -> Result<Thing, Error> {
         .await
 }
 
-async fn all(store: &Store) -> Vec<Thing> {
+pub async fn all(store: &Store) -> Vec<Thing> {
     store.read(|tx| tx.list::<Thing>(&Query::new())).await.unwrap()
 }
 
@@ -346,6 +364,223 @@ pub async fn reads_cannot_write(store: Store) {
     let t = thing(&Entropy::seeded(1), "a");
     assert!(store.read(move |tx| tx.insert(&mut t.clone())).await.is_err());
     assert!(all(&store).await.is_empty());
+}
+
+pub async fn a_transaction_goes_on_after_a_conflict(store: Store) {
+    let entropy = Entropy::seeded(1);
+    add(&store, Thing { address: Some("1".into()), ..thing(&entropy, "a") }).await.unwrap();
+    add(&store, Thing { address: Some("2".into()), ..thing(&entropy, "b") }).await.unwrap();
+    let new = thing(&entropy, "c");
+    let tried = store
+        .write(move |tx| {
+            let mut new = new.clone();
+            let mut tried = Vec::new();
+            for address in ["1", "2", "3"] {
+                new.address = Some(address.into());
+                match tx.insert(&mut new) {
+                    Ok(()) => break,
+                    Err(error) => tried.push(unique_violation(&error).unwrap().columns),
+                }
+            }
+            new.name = "b".into();
+            tried.push(unique_violation(&tx.update(&mut new).unwrap_err()).unwrap().columns);
+            new.name = "d".into();
+            tx.update(&mut new)?;
+            Ok(tried)
+        })
+        .await
+        .unwrap();
+    assert_eq!(tried, [&["address"][..], &["address"], &["project_id", "name"]]);
+    let names: Vec<String> = all(&store).await.into_iter().map(|t| t.name).collect();
+    assert_eq!(names.len(), 3);
+    assert!(names.contains(&"d".to_owned()));
+}
+
+pub async fn a_stale_copy_is_told_at_once(store: Store) {
+    let made = add(&store, thing(&Entropy::seeded(1), "a")).await.unwrap();
+    let newer = made.clone();
+    store.write(move |tx| tx.update_status(&mut newer.clone())).await.unwrap();
+    let runs = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counted = runs.clone();
+    let stale = move |tx: &mut store::Tx<'_>| {
+        counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        tx.update(&mut made.clone())
+    };
+    assert_eq!(store.write(stale).await.unwrap_err().kind(), Kind::Conflict);
+    assert_eq!(runs.load(std::sync::atomic::Ordering::SeqCst), 1, "another try reads the same stale copy");
+}
+
+/// Small reads run in the caller's task, this one cannot; the same closure is asked for both.
+pub async fn big_lists_are_whole(store: Store) {
+    let entropy = Entropy::seeded(1);
+    let many: Vec<Thing> = (0..500).map(|n| thing(&entropy, &format!("n{n}"))).collect();
+    store.write(move |tx| many.iter().cloned().try_for_each(|mut t| tx.insert(&mut t))).await.unwrap();
+    for limit in [3, 64, 65, 500, 1, 499] {
+        let query = Query::new().limit(limit);
+        let found = store.read(move |tx| tx.list::<Thing>(&query)).await.unwrap();
+        assert_eq!(found.len(), limit);
+    }
+    let twice = |tx: &mut store::Tx<'_>| {
+        let some = Query::new().limit(40);
+        Ok((tx.list_ids::<Thing>(&some)?.len(), tx.list_ids::<Thing>(&some)?.len()))
+    };
+    assert_eq!(store.read(twice).await.unwrap(), (40, 40));
+}
+
+pub async fn keywords_may_be_columns(store: Store) {
+    let entropy = Entropy::seeded(1);
+    let mut word = Word {
+        id: NetworkId::random(&entropy),
+        meta: store::Meta::default(),
+        user: "u".into(),
+        order: Some(3),
+        group: "g".into(),
+        default: true,
+    };
+    let (made, mut twin) = (word.clone(), word.clone());
+    twin.id = NetworkId::random(&entropy);
+    store.write(move |tx| tx.insert(&mut made.clone())).await.unwrap();
+    let error = store.write(move |tx| tx.insert(&mut twin.clone())).await.unwrap_err();
+    assert_eq!(unique_violation(&error).unwrap().columns, ["user", "group"]);
+    let query =
+        Query::new().eq("user", "u").is_in("order", [3]).is_not_null("default").sort("group", Order::Desc);
+    let found = store
+        .read(move |tx| {
+            assert_eq!(tx.sum::<Word>("order", &query)?, 3);
+            tx.first::<Word>(&query)
+        })
+        .await
+        .unwrap();
+    word.meta = found.as_ref().unwrap().meta;
+    assert_eq!(found, Some(word));
+}
+
+pub async fn creation_order_is_the_default(store: Store) {
+    // All in one moment: then the id decides, on every engine alike.
+    let entropy = Entropy::seeded(3);
+    for n in 0..10 {
+        add(&store, thing(&entropy, &format!("n{n}"))).await.unwrap();
+    }
+    let ids: Vec<String> = all(&store).await.iter().map(|t| t.id.to_string()).collect();
+    assert!(ids.is_sorted());
+}
+
+/// A random filter and the same as a predicate.
+fn random_filter(entropy: &Entropy, depth: u32) -> (Query, Box<dyn Fn(&Thing) -> bool>) {
+    let number = entropy.below(6);
+    let word =
+        format!("{}{}", ["a", "A", "b%", "_"][usize::try_from(entropy.below(4)).unwrap()], entropy.below(4));
+    let part: String = word.chars().take(1 + usize::try_from(entropy.below(2)).unwrap()).collect();
+    let folded = part.to_ascii_lowercase();
+    match entropy.below(if depth == 0 { 12 } else { 14 }) {
+        0 => (Query::new().eq("size", number), Box::new(move |t| t.size == number)),
+        1 => (Query::new().ne("size", number), Box::new(move |t| t.size != number)),
+        2 => (Query::new().lt("size", number), Box::new(move |t| t.size < number)),
+        3 => (Query::new().ge("size", number), Box::new(move |t| t.size >= number)),
+        4 => (Query::new().eq("shared", number > 2), Box::new(move |t| t.shared == (number > 2))),
+        5 => (Query::new().eq("address", &word), Box::new(move |t| t.address.as_ref() == Some(&word))),
+        6 => {
+            let query = Query::new().ne("address", &word);
+            (query, Box::new(move |t| t.address.as_ref().is_some_and(|a| *a != word)))
+        }
+        7 => (
+            Query::new().gt("address", &word),
+            Box::new(move |t| t.address.as_ref().is_some_and(|a| *a > word)),
+        ),
+        8 => (
+            Query::new().prefix("address", &part),
+            Box::new(move |t| {
+                t.address.as_ref().is_some_and(|a| a.to_ascii_lowercase().starts_with(&folded))
+            }),
+        ),
+        9 => (
+            Query::new().contains("address", &part),
+            Box::new(move |t| t.address.as_ref().is_some_and(|a| a.to_ascii_lowercase().contains(&folded))),
+        ),
+        10 => (
+            Query::new().is_in("size", [number, number + 2]),
+            Box::new(move |t| [number, number + 2].contains(&t.size)),
+        ),
+        11 => (Query::new().is_null("address"), Box::new(|t| t.address.is_none())),
+        _ => {
+            let parts: Vec<_> =
+                (0..1 + entropy.below(3)).map(|_| random_filter(entropy, depth - 1)).collect();
+            let (queries, tests): (Vec<Query>, Vec<_>) = parts.into_iter().unzip();
+            (Query::new().any_of(queries), Box::new(move |t| tests.iter().any(|test| test(t))))
+        }
+    }
+}
+
+/// As the store orders: by the columns in turn, nulls as the empty string, then by id.
+fn model_order(sort: &[(&'static str, Order)], a: &Thing, b: &Thing) -> std::cmp::Ordering {
+    let mut last = Order::Asc;
+    for (column, order) in sort {
+        last = *order;
+        let compared = match *column {
+            "size" => a.size.cmp(&b.size),
+            "shared" => a.shared.cmp(&b.shared),
+            "address" => {
+                a.address.as_deref().unwrap_or_default().cmp(b.address.as_deref().unwrap_or_default())
+            }
+            other => unreachable!("{other}"),
+        };
+        let compared = if *order == Order::Asc { compared } else { compared.reverse() };
+        if compared.is_ne() {
+            return compared;
+        }
+    }
+    let ids = a.id.to_string().cmp(&b.id.to_string());
+    if last == Order::Asc { ids } else { ids.reverse() }
+}
+
+/// Random filters, orders, markers and limits answer as a vector would. A seed replays.
+pub async fn random_questions_agree_with_a_model(store: Store) {
+    let entropy = Entropy::seeded(11);
+    let mut things = Vec::new();
+    for n in 0..40 {
+        let address = match entropy.below(3) {
+            0 => None,
+            1 => Some(format!("{}{n}", ["a", "A", "b%"][usize::try_from(entropy.below(3)).unwrap()])),
+            _ => Some(format!("_{n}")),
+        };
+        things.push(Thing {
+            address,
+            size: entropy.below(6),
+            shared: entropy.below(2) == 0,
+            ..thing(&entropy, &format!("n{n}"))
+        });
+    }
+    let insert = things.clone();
+    store.write(move |tx| insert.iter().cloned().try_for_each(|mut t| tx.insert(&mut t))).await.unwrap();
+    for round in 0..300 {
+        let (mut query, test) = random_filter(&entropy, 2);
+        let mut sort = Vec::new();
+        for _ in 0..entropy.below(3) {
+            let column = ["size", "shared", "address"][usize::try_from(entropy.below(3)).unwrap()];
+            let order = if entropy.below(2) == 0 { Order::Asc } else { Order::Desc };
+            query = query.sort(column, order);
+            sort.push((column, order));
+        }
+        let mut want: Vec<&Thing> = things.iter().filter(|t| test(t)).collect();
+        want.sort_by(|a, b| model_order(&sort, a, b));
+        let matching = want.len() as u64;
+        if entropy.below(2) == 0 {
+            let marker = &things[usize::try_from(entropy.below(40)).unwrap()];
+            query = query.after(Some(marker.id));
+            want.retain(|t| model_order(&sort, t, marker).is_gt());
+        }
+        let limit = usize::try_from(entropy.below(50)).unwrap();
+        want.truncate(limit);
+        let want: Vec<String> = want.iter().map(|t| t.id.to_string()).collect();
+        let asked = query.clone().limit(limit);
+        let ask = move |tx: &mut store::Tx<'_>| {
+            Ok((tx.list_ids::<Thing>(&asked)?, tx.count::<Thing>(&asked)?, tx.exists::<Thing>(&asked)?))
+        };
+        let (got, count, exists) = store.read(ask).await.unwrap();
+        assert_eq!(got, want, "round {round}: {query:?}");
+        assert_eq!(count, matching, "round {round}: {query:?}");
+        assert!(exists || limit == 0 || got.is_empty());
+    }
 }
 
 /// Writes and acknowledges on standard output until it is killed.
