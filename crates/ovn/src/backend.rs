@@ -49,6 +49,21 @@ pub struct Config {
     pub dns_servers: Vec<std::net::IpAddr>,
 }
 
+impl Config {
+    /// Offers the name servers of this machine, as far as a guest can reach them.
+    pub fn from_host() -> Self {
+        let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        Config { dns_servers: name_servers(&text) }
+    }
+}
+
+/// Name servers of a `resolv.conf(5)`, without those that only the machine itself reaches.
+fn name_servers(text: &str) -> Vec<std::net::IpAddr> {
+    let words = text.lines().filter_map(|l| l.trim().strip_prefix("nameserver"));
+    let parsed = words.filter_map(|rest| rest.trim().parse::<std::net::IpAddr>().ok());
+    parsed.filter(|ip| !ip.is_loopback() && !ip.is_unspecified()).collect()
+}
+
 /// OVN as a network backend.
 pub struct Backend {
     inner: Arc<Inner>,
@@ -480,5 +495,17 @@ impl NetworkBackend for Backend {
 
     fn events(&self) -> broadcast::Receiver<NetEvent> {
         self.inner.events.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_that_guests_reach() {
+        let text = "# none\nsearch x\nnameserver 127.0.0.53\n nameserver 9.9.9.9 \nnameserver ::1\nnameserver fe80::1%eth0\nnameserver 2620:fe::fe";
+        let want: Vec<std::net::IpAddr> = vec!["9.9.9.9".parse().unwrap(), "2620:fe::fe".parse().unwrap()];
+        assert_eq!(name_servers(text), want);
     }
 }

@@ -110,6 +110,25 @@ pub fn make_tap(name: &str, owner: u32) -> io::Result<()> {
     }
 }
 
+/// Whether a process holds the tap of that name. One that is not there is not in use.
+///
+/// # Errors
+/// Of the system calls.
+pub fn tap_in_use(name: &str) -> io::Result<bool> {
+    if !link_exists(name) {
+        return Ok(false);
+    }
+    let tun =
+        File::options().read(true).write(true).open("/dev/net/tun").map_err(|e| named(&e, "/dev/net/tun"))?;
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the request is a valid ifreq that outlives the call.
+    match check(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF as _, &raw mut request) }) {
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Ok(true),
+        other => other.map(|()| false),
+    }
+}
+
 /// Sets the MTU (if given) and brings the interface up.
 ///
 /// # Errors

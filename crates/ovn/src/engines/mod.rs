@@ -375,7 +375,7 @@ async fn bring_up(shared: &Shared, specs: &[Spec], dirs: &Dirs) -> io::Result<()
     start(shared, spec(specs, OVSDB)?).await?;
     let cold = spec(specs, VSWITCHD)?.running().is_none();
     if cold && shared.datapath == Datapath::Netdev {
-        plumbing::refuse_second_switch(shared.config.netns.as_deref()).await?;
+        plumbing::claim_userspace_switch(&shared.config, &shared.record).await?;
     }
     if spec(specs, CONTROLLER)?.running().is_none() {
         remove_stale_sockets(&dirs.run);
@@ -439,7 +439,7 @@ async fn supervise(shared: Arc<Shared>, spec: Spec) {
                 set(&|s| {
                     *s = Status { pid: Some(pid), adopted: false, restarts: s.restarts + 1, error: None }
                 });
-                // Bridges' own interfaces were lost with the daemon, and with them their addresses.
+                // Bridges' own interfaces may be lost with the daemon, and with them their addresses.
                 if spec.name == VSWITCHD
                     && let Err(e) = plumbing::restore(&shared.config, &shared.record).await
                 {

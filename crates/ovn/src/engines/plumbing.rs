@@ -24,7 +24,7 @@ pub async fn restore(config: &Config, record: &Record) -> io::Result<()> {
     let Some(external) = &config.external else { return Ok(()) };
     let netns = config.netns.as_deref();
     let bridge = config.external_bridge();
-    appeared(netns, &bridge).await?;
+    appeared(netns, &bridge, Duration::from_secs(10)).await?;
     let device = bridge.clone();
     let v6 = external.gateway.is_ipv6();
     sys::in_netns(netns, move || {
@@ -67,19 +67,32 @@ fn ruleset(config: &Config, table: &str) -> String {
     )
 }
 
-/// Two userspace datapaths cannot share a namespace: each wants its device `ovs-netdev`.
-pub async fn refuse_second_switch(netns: Option<&str>) -> io::Result<()> {
-    if sys::in_netns(netns, || Ok(sys::link_exists("ovs-netdev"))).await? {
-        let why = "another Open vSwitch with the userspace datapath runs in this network namespace; \
-                   stop it, or run this instance in a namespace of its own";
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+/// The device every userspace datapath makes in its namespace, under this name only.
+const DATAPATH_DEVICE: &str = "ovs-netdev";
+
+/// Two userspace datapaths cannot share a namespace. The devices of the one before stay when its daemon ends (they are
+/// persistent taps) and are used again; so they are recorded to be removed at last.
+pub async fn claim_userspace_switch(config: &Config, record: &Record) -> io::Result<()> {
+    let netns = config.netns.as_deref();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+    // The kernel lets go of a daemon's devices a moment after its end.
+    while sys::in_netns(netns, || sys::tap_in_use(DATAPATH_DEVICE)).await? {
+        if tokio::time::Instant::now() > deadline {
+            let why = "another Open vSwitch with the userspace datapath runs in this network namespace; \
+                       stop it, or run this instance in a namespace of its own";
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for device in [DATAPATH_DEVICE, &config.integration_bridge(), &config.external_bridge()] {
+        record.add(Kind::Link, device)?;
     }
     Ok(())
 }
 
-/// `ovs-vswitchd` makes a bridge's interface a moment after it has read the database.
-async fn appeared(netns: Option<&str>, link: &str) -> io::Result<()> {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+/// Waits until an interface is there: `ovs-vswitchd` makes a bridge's a moment after it has read the database.
+async fn appeared(netns: Option<&str>, link: &str, within: Duration) -> io::Result<()> {
+    let deadline = tokio::time::Instant::now() + within;
     loop {
         let name = link.to_owned();
         if sys::in_netns(netns, move || Ok(sys::link_exists(&name))).await? {

@@ -269,6 +269,17 @@ async fn the_world_is_reached_and_reaches_in() {
     assert_eq!(pids, again.status().values().map(|s| s.pid).collect::<Vec<_>>());
     assert!(ping(host, "172.24.4.21").await, "adopted without a gap");
 
+    // Everything down and up again, as after a reboot that kept the taps.
+    drop(again);
+    engines.stop().await.unwrap();
+    assert!(!ping(host, "172.24.4.21").await);
+    let began = Instant::now();
+    let again = bed.start().await;
+    println!("up again in {:?}", began.elapsed());
+    until("installed", LIMIT, async || cloud.host.installed(port_id(11)).await.unwrap().then_some(())).await;
+    pings(host, "172.24.4.21").await;
+    println!("traffic again after {:?}", began.elapsed());
+
     // Without its target the floating IP is silent.
     backend
         .apply(&Item::FloatingIp(FloatingIpItem { revision: 2, target: None, ..scene::floating_ip() }))
@@ -277,8 +288,7 @@ async fn the_world_is_reached_and_reaches_in() {
     until("silence", LIMIT, async || (!ping(host, "172.24.4.21").await).then_some(())).await;
     assert_eq!(backend.sync(&[]).await.unwrap(), 9, "all items but the floating IP that left before");
     assert_eq!(backend.sync(&[]).await.unwrap(), 0);
-    drop(again);
-    cloud.engines.stop().await.unwrap();
+    again.stop().await.unwrap();
 }
 
 async fn transfer(cloud: &Cloud) {

@@ -54,6 +54,14 @@ async fn starts_heals_adopts_and_leaves_nothing() {
     assert!(engines.status().values().all(|s| s.adopted));
 
     engines.stop().await.unwrap();
+    // In a namespace that is not ours, each device would have to be removed by itself.
+    let links = exec(bed.netns(), &["ip", "-o", "link"]).await.unwrap();
+    for device in ["ovs-netdev", "br-int", "br-ex"] {
+        assert!(
+            !links.contains(device) || bed.dir.path().join(format!("ovn/made/link.{device}")).exists(),
+            "{device}"
+        );
+    }
     for pid in after.into_iter().flatten() {
         assert!(!std::path::Path::new(&format!("/proc/{pid}/cmdline")).exists() || pss(pid) == 0);
     }

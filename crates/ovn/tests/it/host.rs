@@ -79,3 +79,33 @@ async fn metadata_namespaces_come_and_go() {
     drop(bed);
     assert!(!std::path::Path::new("/run/netns").join(namespace).exists());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_takes_what_is_ours_and_leaves_the_rest() {
+    let mut bed = Bed::new("purge");
+    let netns = bed.namespace("given").await;
+    bed.config.netns = Some(netns.clone());
+    exec(&netns, &["ip", "link", "add", "tapforeign", "type", "veth", "peer", "name", "foreign1"])
+        .await
+        .unwrap();
+    exec(&netns, &["nft", "add", "table", "ip", "foreign"]).await.unwrap();
+    let before = exec(&netns, &["ip", "-o", "link"]).await.unwrap().lines().count();
+    let engines = bed.start().await;
+    let host = Host::new(&engines, 65_534).unwrap();
+    let nic = nic("aaaaaaaa-bbbb-cccc-dddd-000000000002");
+    host.plug(&nic).await.unwrap();
+    let port = MetadataPort { port: nic.port, mac: nic.mac, addresses: vec!["10.0.1.2/24".parse().unwrap()] };
+    let network: base::NetworkId = "21111111-2222-3333-4444-000000000001".parse().unwrap();
+    host.metadata_listener(network, &port).await.unwrap();
+    assert!(exec(&netns, &["nft", "list", "tables"]).await.unwrap().contains("table ip allod"));
+    drop((host, engines));
+    for _ in 0..2 {
+        ovn::engines::purge(bed.dir.path(), Some(&netns)).await.unwrap();
+    }
+    let links = exec(&netns, &["ip", "-o", "link"]).await.unwrap();
+    assert_eq!(links.lines().count(), before, "{links}");
+    assert!(links.contains("tapforeign"));
+    assert_eq!(exec(&netns, &["nft", "list", "tables"]).await.unwrap().trim(), "table ip foreign");
+    assert!(!std::path::Path::new("/run/netns").join(format!("ovnmeta-{network}")).exists());
+    assert!(!bed.dir.path().join("ovn").exists());
+}
