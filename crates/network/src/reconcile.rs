@@ -127,7 +127,7 @@ fn all_items(tx: &mut Tx<'_>, dns_domain: &str) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// Items that a backend needs before this one.
+/// Items that a backend needs before this one. No circles: floating IP, router, port, network or group.
 fn needs(item: &Item) -> Vec<Key> {
     match item {
         Item::Network(_) | Item::SecurityGroup(_) => Vec::new(),
@@ -169,11 +169,7 @@ impl State {
             };
             let mut first = Vec::new();
             for key in missing {
-                match self.read_item(key).await?.0 {
-                    // A need that waits further down the stack would go round in circles.
-                    Some(need) if !stack.iter().any(|i| i.key() == key) => first.push(need),
-                    _ => {}
-                }
+                first.extend(self.read_item(key).await?.0);
             }
             if first.is_empty() {
                 self.backend.apply(&item).await?;

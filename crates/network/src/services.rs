@@ -157,7 +157,7 @@ fn make_port(tx: &mut Tx<'_>, env: &Env, request: &PortRequest) -> Result<Port> 
         };
     }
     for group in &port.security_groups {
-        if !tx.get::<SecurityGroup>(group)?.is_some_and(|g| g.project_id == request.project_id) {
+        if tx.get::<SecurityGroup>(group)?.is_none_or(|g| g.project_id != request.project_id) {
             let text = format!("Security group {group} does not exist");
             return Err(Error::bad_request(text).code("SecurityGroupNotFound"));
         }

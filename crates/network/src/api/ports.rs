@@ -13,7 +13,7 @@ use store::{Query, Tx};
 use super::catalog::check_dns_name;
 use super::listing::{self, View};
 use super::wire::{
-    Bulk, Ip, LaxBool, Maybe, Name, One, Patch, Text, Uuid, What, Wire, invalid, missing, not_found,
+    Bulk, Ip, LaxBool, Maybe, Name, Obj, One, Patch, Text, Uuid, What, Wire, invalid, missing, not_found,
     read_only,
 };
 use super::{
@@ -78,11 +78,11 @@ pub struct PortBody {
     network_id: Maybe<Uuid>,
     admin_state_up: Maybe<LaxBool>,
     mac_address: Patch<MacAddr>,
-    fixed_ips: Patch<Vec<FixedIpBody>>,
+    fixed_ips: Patch<Vec<Obj<FixedIpBody>>>,
     device_id: Maybe<Name>,
     device_owner: Maybe<Name>,
     security_groups: Patch<Vec<Uuid>>,
-    allowed_address_pairs: Patch<Vec<PairBody>>,
+    allowed_address_pairs: Patch<Vec<Obj<PairBody>>>,
     port_security_enabled: Maybe<LaxBool>,
     #[serde(rename = "binding:host_id")]
     host_id: Patch<Name>,
@@ -90,7 +90,7 @@ pub struct PortBody {
     profile: Patch<BTreeMap<String, Value>>,
     #[serde(rename = "binding:vnic_type")]
     vnic_type: Maybe<Name>,
-    extra_dhcp_opts: Patch<Vec<DhcpOption>>,
+    extra_dhcp_opts: Patch<Vec<Obj<DhcpOption>>>,
     dns_name: Maybe<Name>,
     project_id: Maybe<Text<0, 255>>,
     tenant_id: Maybe<Text<0, 255>>,
@@ -211,11 +211,11 @@ async fn show(cx: Cx, req: Request<()>) -> Result<Reply> {
     Ok(listing::one(&req, "port", v))
 }
 
-fn wants(bodies: &[FixedIpBody]) -> Result<Vec<Want>> {
+fn wants(bodies: &[Obj<FixedIpBody>]) -> Result<Vec<Want>> {
     if bodies.len() > MAX_FIXED_IPS {
         return Err(invalid_input("Exceeded maximum amount of fixed ips per port"));
     }
-    let list: Vec<Want> = bodies.iter().map(FixedIpBody::want).collect();
+    let list: Vec<Want> = bodies.iter().map(|f| f.want()).collect();
     for (i, want) in list.iter().enumerate() {
         if want.ip.is_some() && list.iter().take(i).any(|o| o.ip == want.ip) {
             return Err(invalid(
@@ -241,7 +241,7 @@ fn read_groups(cx: &Cx, tx: &mut Tx<'_>, port: &Port, ids: &[Uuid]) -> Result<BT
     Ok(set)
 }
 
-fn pairs(port: &Port, bodies: &[PairBody]) -> Result<Vec<AddressPair>> {
+fn pairs(port: &Port, bodies: &[Obj<PairBody>]) -> Result<Vec<AddressPair>> {
     if bodies.len() > MAX_PAIRS {
         let text = format!("The number of allowed address pair exceeds the maximum {MAX_PAIRS}.");
         return Err(Error::bad_request(text).code("AllowedAddressPairExhausted"));
@@ -263,7 +263,7 @@ fn pairs(port: &Port, bodies: &[PairBody]) -> Result<Vec<AddressPair>> {
     Ok(list)
 }
 
-fn dhcp_options(options: &[DhcpOption]) -> Result<Vec<DhcpOption>> {
+fn dhcp_options(options: &[Obj<DhcpOption>]) -> Result<Vec<DhcpOption>> {
     for (i, option) in options.iter().enumerate() {
         if option.opt_name.trim().is_empty() || option.opt_name.len() > 64 {
             return Err(invalid("extra_dhcp_opts", "'opt_name' must have 1 to 64 characters"));
@@ -277,12 +277,12 @@ fn dhcp_options(options: &[DhcpOption]) -> Result<Vec<DhcpOption>> {
         if !matches!(option.ip_version, 4 | 6) {
             return Err(invalid("extra_dhcp_opts", "'ip_version' must be 4 or 6"));
         }
-        let same = |o: &DhcpOption| o.opt_name == option.opt_name && o.ip_version == option.ip_version;
+        let same = |o: &Obj<DhcpOption>| o.opt_name == option.opt_name && o.ip_version == option.ip_version;
         if options.iter().take(i).any(same) {
             return Err(invalid("extra_dhcp_opts", format!("Duplicate option '{}'", option.opt_name)));
         }
     }
-    Ok(options.iter().filter(|o| o.opt_value.is_some()).cloned().collect())
+    Ok(options.iter().filter(|o| o.opt_value.is_some()).map(|o| o.0.clone()).collect())
 }
 
 fn vnic_type(text: &str) -> Result<String> {
@@ -440,12 +440,12 @@ async fn create(cx: Cx, req: Request<Bulk<PortBody>>) -> Result<Reply> {
 }
 
 /// New options replace those of the same name; one without value removes.
-fn merge_options(port: &mut Port, options: &[DhcpOption]) -> Result<()> {
+fn merge_options(port: &mut Port, options: &[Obj<DhcpOption>]) -> Result<()> {
     dhcp_options(options)?;
     for option in options {
         port.extra_dhcp_opts.retain(|o| o.opt_name != option.opt_name || o.ip_version != option.ip_version);
         if option.opt_value.is_some() {
-            port.extra_dhcp_opts.push(option.clone());
+            port.extra_dhcp_opts.push(option.0.clone());
         }
     }
     Ok(())

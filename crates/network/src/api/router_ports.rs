@@ -12,7 +12,7 @@ use super::Cx;
 use super::listing;
 use super::routers::{allowed, bad_router, show_router};
 use super::subnets::{self, RouteBody};
-use super::wire::{Maybe, One, Uuid, What, Wire, not_found};
+use super::wire::{Maybe, Obj, One, Uuid, What, Wire, not_found};
 use crate::db::ports::Want;
 use crate::db::{self, quota, routing};
 use crate::logic::ipam;
@@ -32,7 +32,7 @@ struct InterfaceBody {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct RoutesBody {
-    routes: Vec<RouteBody>,
+    routes: Vec<Obj<RouteBody>>,
 }
 
 impl Wire for RoutesBody {
@@ -151,7 +151,7 @@ fn add_by_port(cx: &Cx, tx: &mut Tx<'_>, router: &Router, id: PortId) -> Result<
     Ok((port, first))
 }
 
-async fn add(cx: Cx, req: Request<InterfaceBody>) -> Result<Reply> {
+async fn add(cx: Cx, req: Request<Obj<InterfaceBody>>) -> Result<Reply> {
     let id: RouterId = req.id_or("id", |t| not_found(What::Router, t))?;
     let (subnet, port) = (req.body.subnet_id.0, req.body.port_id.0);
     let c = cx.clone();
@@ -228,7 +228,7 @@ fn check_unneeded(tx: &mut Tx<'_>, router: &Router, subnet: SubnetId) -> Result<
     Ok(())
 }
 
-async fn remove(cx: Cx, req: Request<InterfaceBody>) -> Result<Reply> {
+async fn remove(cx: Cx, req: Request<Obj<InterfaceBody>>) -> Result<Reply> {
     let id: RouterId = req.id_or("id", |t| not_found(What::Router, t))?;
     let subnet = req.body.subnet_id.0.map(|id| SubnetId(id.0));
     let port = req.body.port_id.0.map(|id| PortId(id.0));
@@ -263,7 +263,7 @@ async fn remove(cx: Cx, req: Request<InterfaceBody>) -> Result<Reply> {
 ///
 /// # Errors
 /// `RoutesExhausted`, `InvalidRoutes` (400).
-pub(super) fn read_routes(tx: &mut Tx<'_>, router: &Router, bodies: &[RouteBody]) -> Result<Vec<Route>> {
+pub(super) fn read_routes(tx: &mut Tx<'_>, router: &Router, bodies: &[Obj<RouteBody>]) -> Result<Vec<Route>> {
     let mut routes: Vec<Route> = Vec::new();
     for body in bodies {
         let route = body.read("routes")?;

@@ -13,7 +13,9 @@ use super::listing::{self, View};
 use super::ports::FixedIpBody;
 use super::router_ports::{self, check_overlaps, read_routes};
 use super::subnets::RouteBody;
-use super::wire::{Bulk, LaxBool, Maybe, Name, One, Patch, Text, Uuid, What, Wire, not_found, read_only};
+use super::wire::{
+    Bulk, LaxBool, Maybe, Name, Obj, One, Patch, Text, Uuid, What, Wire, not_found, read_only,
+};
 use super::{
     Cx, attribute_rules, attributes, check_revision, expected_revision, narrow, own_rows, owner, standard,
     target, view,
@@ -43,7 +45,7 @@ struct GatewayBody {
     #[serde(default)]
     enable_snat: Maybe<LaxBool>,
     #[serde(default)]
-    external_fixed_ips: Maybe<Vec<FixedIpBody>>,
+    external_fixed_ips: Maybe<Vec<Obj<FixedIpBody>>>,
 }
 
 /// `external_gateway_info`: `{}` means the same as null.
@@ -53,8 +55,8 @@ struct GatewayBody {
     expecting = "an object with 'network_id', and optionally 'enable_snat' and 'external_fixed_ips'"
 )]
 enum Gateway {
-    Some(GatewayBody),
-    None(Nothing),
+    Some(Obj<GatewayBody>),
+    None(Obj<Nothing>),
 }
 
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -69,7 +71,7 @@ pub struct RouterBody {
     description: Maybe<Name>,
     admin_state_up: Maybe<LaxBool>,
     external_gateway_info: Patch<Gateway>,
-    routes: Patch<Vec<RouteBody>>,
+    routes: Patch<Vec<Obj<RouteBody>>>,
     distributed: Patch<LaxBool>,
     ha: Patch<LaxBool>,
     flavor_id: Patch<Uuid>,
@@ -201,7 +203,7 @@ fn set_gateway(cx: &Cx, tx: &mut Tx<'_>, router: &mut Router, body: Option<&Gate
     router.enable_snat =
         body.enable_snat.0.map_or(router.gateway_port_id.is_none() || router.enable_snat, |b| b.0);
     let wants: Option<Vec<Want>> =
-        body.external_fixed_ips.0.as_ref().map(|l| l.iter().map(FixedIpBody::want).collect());
+        body.external_fixed_ips.0.as_ref().map(|l| l.iter().map(|f| f.want()).collect());
     if router.gateway_network_id == Some(id) {
         if let (Some(wants), Some(port)) = (wants, router.gateway_port_id) {
             let mut port = tx.need::<Port>(&port)?;

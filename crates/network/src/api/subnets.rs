@@ -15,8 +15,8 @@ use super::listing::{self, View};
 use super::networks::Opened;
 use super::subnetpools;
 use super::wire::{
-    Bulk, Ip, LaxBool, LaxInt, Maybe, Name, One, Patch, Text, Uuid, What, Wire, invalid, missing, not_found,
-    read_only,
+    Bulk, Ip, LaxBool, LaxInt, Maybe, Name, Obj, One, Patch, Text, Uuid, What, Wire, invalid, missing,
+    not_found, read_only,
 };
 use super::{
     Cx, attribute_rules, attributes, check_revision, expected_revision, narrow, owner, standard, target, view,
@@ -108,8 +108,8 @@ pub struct SubnetBody {
     gateway_ip: Patch<Ip>,
     enable_dhcp: Maybe<LaxBool>,
     dns_nameservers: Patch<Vec<Ip>>,
-    allocation_pools: Patch<Vec<Pool>>,
-    host_routes: Patch<Vec<RouteBody>>,
+    allocation_pools: Patch<Vec<Obj<Pool>>>,
+    host_routes: Patch<Vec<Obj<RouteBody>>>,
     ipv6_ra_mode: Maybe<Mode>,
     ipv6_address_mode: Maybe<Mode>,
     subnetpool_id: Patch<Text<1, 36>>,
@@ -286,7 +286,7 @@ fn name_servers(servers: &[Ip]) -> Result<Vec<IpAddr>> {
     Ok(list)
 }
 
-fn host_routes(routes: &[RouteBody]) -> Result<Vec<Route>> {
+fn host_routes(routes: &[Obj<RouteBody>]) -> Result<Vec<Route>> {
     if routes.len() > MAX_ROUTES {
         let text = format!(
             "Unable to complete operation for subnet. The number of host routes exceeds the limit {MAX_ROUTES}."
@@ -384,8 +384,9 @@ fn assemble(
     let pools = match body.allocation_pools.as_ref() {
         None => ipam::default_pools(&plan.cidr, gateway),
         Some(pools) => {
-            ipam::check_pools(&plan.cidr, pools, gateway)?;
-            pools.clone()
+            let pools: Vec<Pool> = pools.iter().map(|p| p.0).collect();
+            ipam::check_pools(&plan.cidr, &pools, gateway)?;
+            pools
         }
     };
     let text = |m: &Maybe<Name>| m.0.as_ref().map_or_else(String::new, |t| t.as_str().to_owned());
@@ -477,7 +478,7 @@ fn apply(tx: &mut Tx<'_>, subnet: &mut Subnet, body: &SubnetBody) -> Result<()> 
         subnet.host_routes = host_routes(&routes.unwrap_or_default())?;
     }
     if let Some(pools) = body.allocation_pools.as_ref() {
-        subnet.allocation_pools = pools.clone();
+        subnet.allocation_pools = pools.iter().map(|p| p.0).collect();
     }
     if let Some(types) = &body.service_types.0 {
         subnet.service_types = service_types(types)?;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 use store::{Resource, Tx};
 
-use super::wire::{Text, What, not_found};
+use super::wire::{Obj, Text, What, not_found};
 use super::{Cx, target};
 use crate::State;
 use crate::model::{FloatingIp, Network, Port, Router, SecurityGroup, Subnet, SubnetPool};
@@ -139,9 +139,9 @@ fn set_of(tags: Vec<Tag>) -> BTreeSet<String> {
     tags.into_iter().map(Tag::into_string).collect()
 }
 
-async fn replace<R: Tagged>(cx: Cx, req: Request<TagsBody>) -> Result<Reply> {
+async fn replace<R: Tagged>(cx: Cx, req: Request<Obj<TagsBody>>) -> Result<Reply> {
     let id = id_of::<R, _>(&req)?;
-    let new = set_of(req.body.tags);
+    let new = set_of(req.body.0.tags);
     let tags = change::<R>(&cx, id, move |tags| {
         tags.clone_from(&new);
         Ok(())
@@ -150,9 +150,9 @@ async fn replace<R: Tagged>(cx: Cx, req: Request<TagsBody>) -> Result<Reply> {
     Ok(Reply::json(&json!({"tags": tags})))
 }
 
-async fn extend<R: Tagged>(cx: Cx, req: Request<TagsBody>) -> Result<Reply> {
+async fn extend<R: Tagged>(cx: Cx, req: Request<Obj<TagsBody>>) -> Result<Reply> {
     let id = id_of::<R, _>(&req)?;
-    let new = set_of(req.body.tags);
+    let new = set_of(req.body.0.tags);
     let tags = change::<R>(&cx, id, move |tags| {
         tags.extend(new.clone());
         Ok(())

@@ -41,6 +41,45 @@ impl<T: JsonSchema> JsonSchema for Maybe<T> {
     }
 }
 
+/// An object. A derived struct would also take an array of its members in their order, which no client means.
+#[derive(Debug, Clone, Default)]
+pub struct Obj<T>(pub T);
+
+impl<T> std::ops::Deref for Obj<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Obj<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct V<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for V<T> {
+            type Value = T;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(de::value::MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(V(PhantomData)).map(Obj)
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Obj<T> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        T::schema_name()
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<T>()
+    }
+}
+
 /// The names a resource goes by on the wire.
 pub trait Wire: DeserializeOwned + JsonSchema + Send + 'static {
     /// `network`
@@ -87,13 +126,13 @@ impl<'de, B: Wire> Visitor<'de> for Envelope<B> {
             return Err(A::Error::custom(format!("the key '{}' is missing", B::ONE)));
         };
         let value = if key == B::ONE {
-            Bulk::One(map.next_value()?)
+            Bulk::One(map.next_value::<Obj<B>>()?.0)
         } else if self.bulk && key == B::MANY {
-            let many: Vec<B> = map.next_value()?;
+            let many: Vec<Obj<B>> = map.next_value()?;
             if many.is_empty() {
                 return Err(A::Error::custom("resources required"));
             }
-            Bulk::Many(many)
+            Bulk::Many(many.into_iter().map(|b| b.0).collect())
         } else {
             return Err(A::Error::custom(format!("unrecognized key '{key}', expected '{}'", B::ONE)));
         };
