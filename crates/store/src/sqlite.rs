@@ -227,11 +227,15 @@ impl Sqlite {
                 .mode(0o600)
                 .open(&target)
                 .map_err(told)?;
-            let handle = Handle::reader(&source)?;
-            handle.connection.execute("VACUUM INTO ?1", [target.to_string_lossy()]).map_err(internal)?;
-            std::fs::File::open(&target).and_then(|f| f.sync_all()).map_err(told)?;
+            let copied = rusqlite::Connection::open(&source)
+                .and_then(|c| c.execute("VACUUM INTO ?1", [target.to_string_lossy()]))
+                .map_err(internal)
+                .and_then(|_| std::fs::File::open(&target).and_then(|f| f.sync_all()).map_err(told));
+            if copied.is_err() {
+                let _ = std::fs::remove_file(&target);
+            }
             drop(permit);
-            Ok(())
+            copied
         })
         .await
         .map_err(Error::internal)?

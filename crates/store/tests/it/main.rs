@@ -129,3 +129,55 @@ fn kill_dash_nine_loses_nothing_acknowledged() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(suite::all_present(&path, acknowledged));
 }
+
+/// A file that may not grow: every write is refused as unavailable, whole batches leave nothing behind, and what was
+/// acknowledged before stays.
+#[test]
+fn a_full_disk_loses_nothing_and_tells_the_truth() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if let Ok(path) = std::env::var("STORE_TEST_FULL") {
+        runtime.block_on(suite::write_until_full(std::path::Path::new(&path)));
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.sqlite");
+    // With the signal ignored, a write beyond the limit fails like one to a full disk.
+    let output = std::process::Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 6000; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["a_full_disk_loses_nothing_and_tells_the_truth", "--exact", "--nocapture"])
+        .env("STORE_TEST_FULL", &path)
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    let of =
+        |word: &str| told.lines().filter_map(|l| l.strip_prefix(word)).map(str::to_owned).collect::<Vec<_>>();
+    let acknowledged: std::collections::BTreeSet<String> = of("ack ").into_iter().collect();
+    assert!(acknowledged.len() > 20 && of("nak ").len() >= 20, "{told}");
+    assert_eq!(
+        of("read "),
+        [acknowledged.len().to_string()],
+        "readers go on, and see no more than was acknowledged"
+    );
+    runtime.block_on(suite::exactly_present(&path, acknowledged));
+}
+
+/// The file, its log and its copies hold secrets.
+#[tokio::test]
+async fn files_are_their_owners_alone_and_backups_are_whole() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let store = sqlite(dir.path()).await;
+    let made = suite::add(&store, suite::thing(&Entropy::seeded(1), "a")).await.unwrap();
+    let copy = dir.path().join("copy.sqlite");
+    store.backup(&copy).await.unwrap();
+    assert!(store.backup(&copy).await.is_err(), "never over an older one");
+    for file in std::fs::read_dir(dir.path()).unwrap().flatten() {
+        let mode = file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{}", file.path().display());
+    }
+    let restored =
+        Store::sqlite(&copy, Arc::new(ManualClock::default()), Entropy::seeded(1), SCHEMA).await.unwrap();
+    assert_eq!(suite::all(&restored).await, [made]);
+}

@@ -292,18 +292,30 @@ pub async fn other_replicas_hear_of_wakes(place: Place) {
     }
 }
 
+/// Ends all other connections to this database.
+const TERMINATE: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+     WHERE datname = current_database() AND pid <> pg_backend_pid()";
+
 pub async fn lost_connections_are_made_again(place: Place) {
     let store = place.store().await;
     let made = add(&store, thing(&Entropy::seeded(1), "a")).await.unwrap();
     let mut wakes = store.subscribe("thing").await.unwrap();
     if place.is_postgres() {
-        crate::postgres::execute(
-            &place.url,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
-        );
+        crate::postgres::execute(&place.url, TERMINATE);
     }
     assert_eq!(all(&store).await, [made]);
-    add(&store, thing(&Entropy::seeded(2), "b")).await.unwrap();
+    let (url, runs) = (place.url.clone(), Arc::new(AtomicU32::new(0)));
+    let counted = runs.clone();
+    let insert = move |tx: &mut store::Tx<'_>| {
+        tx.count::<Thing>(&Query::new())?;
+        if counted.fetch_add(1, Ordering::SeqCst) == 0 && url.starts_with("postgres") {
+            // In the middle of this very transaction.
+            crate::postgres::execute(&url, TERMINATE);
+        }
+        tx.insert(&mut thing(&Entropy::seeded(2), "b"))
+    };
+    store.write(insert).await.unwrap();
+    assert_eq!(runs.load(Ordering::SeqCst), if place.is_postgres() { 2 } else { 1 });
     let other = place.store().await;
     wake(&other, "after").await;
     if !place.is_postgres() {

@@ -465,8 +465,10 @@ pub async fn creation_order_is_the_default(store: Store) {
     assert!(ids.is_sorted());
 }
 
+type Predicate = Box<dyn Fn(&Thing) -> bool>;
+
 /// A random filter and the same as a predicate.
-fn random_filter(entropy: &Entropy, depth: u32) -> (Query, Box<dyn Fn(&Thing) -> bool>) {
+fn random_filter(entropy: &Entropy, depth: u32) -> (Query, Predicate) {
     let number = entropy.below(6);
     let word =
         format!("{}{}", ["a", "A", "b%", "_"][usize::try_from(entropy.below(4)).unwrap()], entropy.below(4));
@@ -590,8 +592,14 @@ pub fn write_for_ever(path: &Path) -> ! {
         let store = Store::sqlite(path, Arc::new(SystemClock), Entropy::system(), SCHEMA).await.unwrap();
         let entropy = Entropy::system();
         loop {
-            let made = add(&store, thing(&entropy, &entropy.uuid().to_string())).await.unwrap();
-            println!("ack {}", made.id);
+            let new = thing(&entropy, &entropy.uuid().to_string());
+            let id = new.id;
+            let write = move |tx: &mut store::Tx<'_>| {
+                tx.wake("thing", id);
+                tx.insert(&mut new.clone())
+            };
+            store.write(write).await.unwrap();
+            println!("ack {id}");
         }
     })
 }
@@ -601,7 +609,56 @@ pub async fn all_present(path: &Path, ids: Vec<String>) {
     let store =
         Store::sqlite(path, Arc::new(ManualClock::default()), Entropy::seeded(1), SCHEMA).await.unwrap();
     let present: BTreeSet<String> = all(&store).await.iter().map(|t| t.id.to_string()).collect();
+    let mut wakes = store.subscribe("thing").await.unwrap();
+    let woken: BTreeSet<String> = std::iter::from_fn(|| wakes.try_next()).map(|w| w.key).collect();
     for id in ids {
         assert!(present.contains(&id), "{id} was acknowledged and is lost");
+        assert!(woken.contains(&id), "{id} was acknowledged and its wake-up is lost");
     }
+    assert_eq!(present, woken, "one is never without the other");
+}
+
+/// Writes from many tasks until the file may not grow any more, and tells what became of each write.
+pub async fn write_until_full(path: &Path) {
+    let store = Store::sqlite(path, Arc::new(SystemClock), Entropy::system(), SCHEMA).await.unwrap();
+    let entropy = Entropy::system();
+    let mut refused = 0;
+    while refused < 20 {
+        let writes = (0..8).map(|n| {
+            let big = Thing {
+                tags: vec![entropy.password(30_000)],
+                ..thing(&entropy, &entropy.uuid().to_string())
+            };
+            let (id, store) = (big.id, store.clone());
+            async move {
+                // One of each eight is refused by its own closure, in the middle of the others' batch.
+                let write = move |tx: &mut store::Tx<'_>| {
+                    tx.insert(&mut big.clone())?;
+                    if n == 3 { Err(Error::forbidden("own refusal")) } else { Ok(()) }
+                };
+                (id, store.write(write).await)
+            }
+        });
+        for (id, result) in futures::future::join_all(writes).await {
+            match result.map_err(|e| e.kind()) {
+                Ok(()) => println!("ack {id}"),
+                Err(Kind::Forbidden) => println!("nak {id}"),
+                Err(Kind::Unavailable) => {
+                    println!("nak {id}");
+                    refused += 1;
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
+    println!("read {}", all(&store).await.len());
+}
+
+/// Exactly the acknowledged ones are there, and there is room for more.
+pub async fn exactly_present(path: &Path, ids: BTreeSet<String>) {
+    let store =
+        Store::sqlite(path, Arc::new(ManualClock::default()), Entropy::seeded(1), SCHEMA).await.unwrap();
+    let present: BTreeSet<String> = all(&store).await.iter().map(|t| t.id.to_string()).collect();
+    assert_eq!(present, ids);
+    add(&store, thing(&Entropy::seeded(1), "room again")).await.unwrap();
 }
