@@ -42,6 +42,8 @@ pub struct Config {
     pub remembered_tokens: usize,
     /// Name and domain name of the administrators' project.
     pub admin_project: (String, String),
+    /// Whether other processes write to the database although it is of a kind only one should use (a SQLite file).
+    pub several_servers: bool,
     /// Most application credentials of a user.
     pub application_credentials_per_user: usize,
 }
@@ -61,6 +63,7 @@ impl Default for Config {
             unique_last_passwords: 2,
             remembered_tokens: 4096,
             admin_project: ("admin".to_owned(), "Default".to_owned()),
+            several_servers: false,
             application_credentials_per_user: 1000,
         }
     }
@@ -95,6 +98,7 @@ impl State {
             expired_window: config.allow_expired_window,
             remembered: config.remembered_tokens,
             admin_project: config.admin_project.clone(),
+            shared: config.several_servers || store.shared(),
         };
         let tokens = Arc::new(Tokens::new(store.clone(), clock.clone(), entropy.clone(), keys, limits));
         let policy = Policy::for_ops(&ops(), POLICY, config.policy_yaml.as_deref())?;

@@ -95,6 +95,8 @@ pub struct Limits {
     pub remembered: usize,
     /// Name and domain name of the administrators' project.
     pub admin_project: (String, String),
+    /// Whether other processes may write to the database.
+    pub shared: bool,
 }
 
 /// The tokens of this cloud.
@@ -172,7 +174,7 @@ impl Tokens {
                 return Ok(None);
             }
             // Where no other process can write, none of our own writes means nothing has changed.
-            if !self.store.shared() && known.seen.load(Ordering::SeqCst) == writes {
+            if !self.limits.shared && known.seen.load(Ordering::SeqCst) == writes {
                 return Ok(Some(known));
             }
             let user = known.auth.user_id.clone();
@@ -230,7 +232,8 @@ impl Tokens {
         let micros = u32::try_from(now.0.rem_euclid(1_000_000)).unwrap_or(0);
         let payload = Arc::new(Payload {
             user_id: order.user_id.as_str().to_owned(),
-            methods: order.methods,
+            // In Keystone's order, which is how they come out of the token's bit set.
+            methods: payload::ordered(&order.methods),
             scope: order.scope,
             expires_at: order.expires_at.map_or(usual, |e| e.min(usual)),
             audit_ids,

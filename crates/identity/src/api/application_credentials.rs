@@ -93,6 +93,7 @@ async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
     enforce(&cx, &whose(&user))?;
     let (found, roles) = cx
         .read(move |tx| {
+            directory::user(tx, &user)?;
             let found = tx.list::<ApplicationCredential>(&Query::new().eq("user_id", &user))?;
             let roles = roles_of(tx, &found)?;
             Ok((found, roles))
@@ -249,12 +250,14 @@ fn settle_roles(tx: &mut Tx<'_>, refs: &[RoleRef], held: &[RoleId]) -> Result<Ve
 }
 
 async fn create(cx: Cx, req: Request<Doc<ApplicationCredentialCreate>>) -> Result<Reply> {
+    let mut fields = req.body.check()?;
+    let refs = role_refs(fields.objects("roles"))?;
+    let rules = fields.objects("access_rules").map(access_rules).transpose()?;
     let user = UserId::new(req.param("user_id"));
     enforce(&cx, &whose(&user))?;
     unrestricted(&cx, &req).await?;
     let valid = cx.caller(&req).await?;
     let project = cx.project_id()?.clone();
-    let mut fields = req.body.check()?;
     let chosen = fields.nullable("secret").flatten();
     let (secret, hash) = match chosen {
         Some(secret) if !secret.is_empty() => {
@@ -270,8 +273,6 @@ async fn create(cx: Cx, req: Request<Doc<ApplicationCredentialCreate>>) -> Resul
         }
     };
     let expires_at = expiry(fields.nullable("expires_at").flatten().as_deref(), cx.now())?;
-    let refs = role_refs(fields.objects("roles"))?;
-    let rules = fields.objects("access_rules").map(access_rules).transpose()?;
     let credential = ApplicationCredential {
         id: ApplicationCredentialId::random(&cx.entropy),
         meta: store::Meta::default(),

@@ -148,8 +148,8 @@ fn service(tx: &mut Tx<'_>, id: &str) -> Result<Service> {
 }
 
 async fn create_service(cx: Cx, req: Request<Doc<ServiceCreate>>) -> Result<Reply> {
-    enforce(&cx, &Target::none())?;
     let mut fields = req.body.check()?;
+    enforce(&cx, &Target::none())?;
     let service = Service {
         id: ServiceId::random(&cx.entropy),
         meta: store::Meta::default(),
@@ -178,9 +178,9 @@ async fn show_service(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn update_service(cx: Cx, req: Request<Doc<ServiceUpdate>>) -> Result<Reply> {
+    let mut fields = req.body.check()?;
     enforce(&cx, &Target::none())?;
     let id = req.param("service_id").to_owned();
-    let mut fields = req.body.check()?;
     fields.same_id(&id)?;
     let (kind, name, description) =
         (fields.text("type"), fields.text("name"), fields.nullable("description"));
@@ -271,8 +271,8 @@ impl WantedRegion {
 }
 
 async fn create_endpoint(cx: Cx, req: Request<Doc<EndpointCreate>>) -> Result<Reply> {
-    enforce(&cx, &Target::none())?;
     let mut fields = req.body.check()?;
+    enforce(&cx, &Target::none())?;
     let region = WantedRegion::of(&mut fields);
     let endpoint = Endpoint {
         id: EndpointId::random(&cx.entropy),
@@ -306,9 +306,9 @@ async fn show_endpoint(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn update_endpoint(cx: Cx, req: Request<Doc<EndpointUpdate>>) -> Result<Reply> {
+    let mut fields = req.body.check()?;
     enforce(&cx, &Target::none())?;
     let id = req.param("endpoint_id").to_owned();
-    let mut fields = req.body.check()?;
     fields.same_id(&id)?;
     let region = WantedRegion::of(&mut fields);
     let (interface, of, url) = (fields.text("interface"), fields.text("service_id"), fields.text("url"));
@@ -384,17 +384,17 @@ async fn list_regions(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn create_region(cx: Cx, req: Request<Doc<RegionCreate>>) -> Result<Reply> {
-    enforce(&cx, &Target::none())?;
     let mut fields = req.body.check()?;
+    enforce(&cx, &Target::none())?;
     let id = fields.text("id").filter(|i| !i.is_empty());
     let id = id.map_or_else(|| RegionId::random(&cx.entropy), RegionId::new);
     make_region(cx, id, fields).await
 }
 
 async fn put_region(cx: Cx, req: Request<Doc<RegionCreate>>) -> Result<Reply> {
+    let mut fields = req.body.check()?;
     enforce(&cx, &Target::none())?;
     let id: RegionId = req.id_or("region_id", no_region)?;
-    let mut fields = req.body.check()?;
     fields.same_id(id.as_str())?;
     make_region(cx, id, fields).await
 }
@@ -443,9 +443,9 @@ async fn show_region(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn update_region(cx: Cx, req: Request<Doc<RegionUpdate>>) -> Result<Reply> {
+    let mut fields = req.body.check()?;
     enforce(&cx, &Target::none())?;
     let id = req.param("region_id").to_owned();
-    let mut fields = req.body.check()?;
     if fields.is_empty() {
         return Err(missing("region/description"));
     }

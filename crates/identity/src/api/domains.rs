@@ -97,8 +97,8 @@ fn conflict(name: &str) -> String {
 }
 
 async fn create(cx: Cx, req: Request<Doc<DomainCreate>>) -> Result<Reply> {
-    enforce(&cx, &Target::none())?;
     let mut fields = req.body.check()?;
+    enforce(&cx, &Target::none())?;
     let domain = Domain {
         id: fields.text("explicit_domain_id").map_or_else(|| DomainId::random(&cx.entropy), DomainId::new),
         meta: store::Meta::default(),
@@ -126,8 +126,8 @@ async fn show(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn update(cx: Cx, req: Request<Doc<DomainUpdate>>) -> Result<Reply> {
-    let held = allowed(&cx, &req).await?;
     let mut fields = req.body.check()?;
+    let held = allowed(&cx, &req).await?;
     fields.same_id(held.id.as_str())?;
     let change = Change::of(&mut fields)?;
     let (extra, id) = (fields.extra(), held.id);

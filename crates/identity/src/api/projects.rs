@@ -1,7 +1,10 @@
 //! Projects and their tags.
 
+use std::borrow::Cow;
+
 use ::api::{JsonSchema, Op, Reply, Request, Target};
 use base::{DomainId, Error, ProjectId, Result};
+use schemars::{Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use store::{Query, Tx};
@@ -51,10 +54,21 @@ shape!(
 );
 
 /// The body of `PUT /v3/projects/{id}/tags`.
-#[derive(Debug, Deserialize, JsonSchema)]
-pub(crate) struct Tags {
-    #[schemars(with = "Vec<String>")]
-    tags: Option<Value>,
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Tags(Map<String, Value>);
+
+impl JsonSchema for Tags {
+    fn schema_name() -> Cow<'static, str> {
+        "Tags".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let tag = json!({"type": "string", "minLength": 1, "maxLength": 255});
+        schemars::json_schema!({
+            "type": "object", "required": ["tags"],
+            "properties": {"tags": {"type": "array", "items": tag, "maxItems": 80}},
+        })
+    }
 }
 
 /// Levels of projects below a domain, the topmost included (Keystone's default).
@@ -304,8 +318,8 @@ fn tree(parent: &str, all: &[Project]) -> Value {
 }
 
 async fn update(cx: Cx, req: Request<Doc<ProjectUpdate>>) -> Result<Reply> {
-    let held = allowed(&cx, &req).await?;
     let mut fields = req.body.check()?;
+    let held = allowed(&cx, &req).await?;
     fields.same_id(held.id.as_str())?;
     if fields.nullable("domain_id").is_some_and(|d| d.as_deref() != Some(held.domain_id.as_str())) {
         return Err(Error::bad_request("Invalid input for field 'domain_id': Cannot change Domain ID"));
@@ -444,10 +458,10 @@ async fn list_tags(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn put_tags(cx: Cx, req: Request<Tags>) -> Result<Reply> {
+    let given = req.body.0.get("tags").ok_or_else(|| missing("tags"))?;
+    check_tags("tags", given)?;
+    let tags: Vec<String> = serde_json::from_value(given.clone()).map_err(Error::internal)?;
     let project = allowed(&cx, &req).await?;
-    let given = req.body.tags.ok_or_else(|| missing("tags"))?;
-    check_tags("tags", &given)?;
-    let tags: Vec<String> = serde_json::from_value(given).map_err(Error::internal)?;
     let project = change_tags(&cx, project.id, move |held| {
         held.clone_from(&tags);
         Ok(())

@@ -108,8 +108,8 @@ fn conflict(name: &str) -> String {
 }
 
 async fn create(cx: Cx, req: Request<Doc<RoleCreate>>) -> Result<Reply> {
-    enforce(&cx, &Target::none())?;
     let mut fields = req.body.check()?;
+    enforce(&cx, &Target::none())?;
     let role = Role {
         id: RoleId::random(&cx.entropy),
         meta: store::Meta::default(),
@@ -138,8 +138,8 @@ async fn show(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn update(cx: Cx, req: Request<Doc<RoleUpdate>>) -> Result<Reply> {
-    let held = allowed(&cx, &req, "role_id").await?;
     let mut fields = req.body.check()?;
+    let held = allowed(&cx, &req, "role_id").await?;
     fields.same_id(held.id.as_str())?;
     if fields.has("domain_id") && fields.nullable("domain_id").flatten().as_deref() != held.domain() {
         return Err(Error::bad_request("Invalid input for field 'domain_id': Cannot change Domain ID"));

@@ -192,8 +192,8 @@ async fn show(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn update(cx: Cx, req: Request<Doc<UserUpdate>>) -> Result<Reply> {
-    let held = allowed(&cx, &req).await?;
     let mut fields = req.body.check()?;
+    let held = allowed(&cx, &req).await?;
     fields.same_id(held.id.as_str())?;
     if fields.text("domain_id").is_some_and(|d| d != held.domain_id.as_str()) {
         return Err(Error::bad_request("Invalid input for field 'domain_id': Cannot change Domain ID"));

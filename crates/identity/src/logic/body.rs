@@ -126,12 +126,9 @@ impl<S: Shape> Doc<S> {
     ///
     /// # Errors
     /// `BadRequest` in Keystone's words, naming the field.
-    pub fn check(self) -> Result<Fields> {
-        let Value::Object(mut outer) = self.0 else {
-            return Err(missing(S::KEY));
-        };
-        let Some(inner) = outer.remove(S::KEY) else { return Err(missing(S::KEY)) };
-        let Value::Object(map) = inner else { return Err(wrong_type(S::KEY, &inner, "'object'")) };
+    pub fn check(&self) -> Result<Fields> {
+        let inner = self.0.get(S::KEY).ok_or_else(|| missing(S::KEY))?;
+        let map = inner.as_object().ok_or_else(|| wrong_type(S::KEY, inner, "'object'"))?;
         for field in S::FIELDS {
             match map.get(field.name) {
                 None if field.required => return Err(missing(field.name)),
@@ -148,7 +145,7 @@ impl<S: Shape> Doc<S> {
                 "Additional properties are not allowed ({other} was unexpected)"
             )));
         }
-        Ok(Fields(map))
+        Ok(Fields(map.clone()))
     }
 }
 
@@ -403,7 +400,7 @@ fn schema_of(kind: Kind, nullable: bool) -> Value {
     let typed = |name: &str| if nullable { json!([name, "null"]) } else { json!(name) };
     match kind {
         Kind::Text(min, max) => json!({"type": typed("string"), "minLength": min, "maxLength": max}),
-        Kind::Secret => json!({"type": typed("string"), "format": "password"}),
+        Kind::Secret => json!({"type": typed("string"), "writeOnly": true}),
         Kind::Id => json!({"type": typed("string"), "minLength": 1, "maxLength": 64}),
         Kind::Bool => json!({"type": typed("boolean")}),
         Kind::OneOf(allowed) => json!({"type": typed("string"), "enum": allowed}),

@@ -58,6 +58,11 @@ pub fn method(name: &str) -> Option<&'static str> {
     METHODS.iter().find(|m| **m == name).copied()
 }
 
+/// The methods in Keystone's order, each once.
+pub fn ordered(methods: &[&'static str]) -> Vec<&'static str> {
+    METHODS.iter().filter(|m| methods.contains(m)).copied().collect()
+}
+
 /// Packs a payload; `None` only where an audit id is not the text of 16 bytes.
 pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     let mut items = Vec::with_capacity(9);
