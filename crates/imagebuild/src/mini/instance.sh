@@ -53,7 +53,7 @@ networked() { ls /run/net | grep -qvE '[.](pid|lock)$'; }
 
 # $1: give up that many seconds after boot.
 find_metadata() {
-  modprobe -qa sr_mod isofs vfat 2>/dev/null
+  modprobe -qa virtio_scsi sd_mod sr_mod 2>/dev/null
   from_drive && return 0
   while [ "$(now)" -lt "$1" ]; do
     if networked; then from_openstack || from_ec2; fi && return 0

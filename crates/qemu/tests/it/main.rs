@@ -1,6 +1,8 @@
-//! The driver with real QEMU and a guest of one boot sector. Guests with an operating system are tested by the cloud's
-//! own tests.
+//! The driver with real QEMU: a guest of one boot sector where that is enough, else the mini image (`mini.rs`).
+
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod mini;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

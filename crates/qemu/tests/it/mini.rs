@@ -1,0 +1,229 @@
+//! A whole life of the mini image under the driver: what a tenant sees from inside is compared with what was asked for.
+//!
+//! The guest's only link is a tap in a network namespace of this test; it is reached over its link-local address, so no
+//! DHCP server is needed, and nothing is left when the namespace goes with its last process.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use base::{MacAddr, NetworkId, PortId, ServerId};
+use contract::drivers::{GuestPlan, Hypervisor};
+use contract::host::{NicSpec, Power, PowerObserved};
+use qemu::Qemu;
+
+use crate::{World, kill, until};
+
+/// The mini image: built once per recipe, kept between runs.
+fn image() -> PathBuf {
+    let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("../imagebuild-cache");
+    let path = cache.join(format!("mini-{}.qcow2", imagebuild::mini_recipe()));
+    if !path.exists() {
+        imagebuild::build_mini(&imagebuild::Options::new(&path, &cache), &|_| {}).unwrap();
+    }
+    path
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+struct Mini {
+    world: World,
+    driver: Qemu,
+    plan: GuestPlan,
+    id: ServerId,
+}
+
+const USER_DATA: &str = "#!/bin/sh\necho \"user data as $(id -un) on $(hostname)\"\ntouch /root/user-data-ran\n";
+
+impl Mini {
+    /// In a network namespace of this thread; the runtime must have no other threads that start processes.
+    async fn new() -> Self {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let world = World::new();
+        let at = world.dir.path().to_owned();
+        run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(at.join("key")));
+        let mut config = world.config();
+        config.grace = Duration::from_secs(30);
+        let driver = Qemu::new(config).await.unwrap();
+        let mut plan = world.plan();
+        let id = plan.spec.id;
+        std::fs::copy(image(), at.join("images/mini.qcow2")).unwrap();
+        plan.images = vec![Some(at.join("images/mini.qcow2"))];
+        if let contract::host::DiskSource::Image { image, .. } = &mut plan.spec.disks[0].source {
+            image.format = "qcow2".into();
+        }
+        plan.spec.memory_mib = 128;
+        let mut mini = Mini { world, driver, plan, id };
+        mini.plan.config_drive = Some(mini.config_drive());
+        mini.add_nic(1);
+        mini
+    }
+
+    /// A VFAT filesystem as the agent makes it.
+    fn config_drive(&self) -> Vec<u8> {
+        let at = self.world.dir.path();
+        let key = std::fs::read_to_string(at.join("key.pub")).unwrap();
+        let meta = serde_json::json!({
+            "uuid": self.id, "name": "mini", "hostname": "mini.example", "public_keys": {"mine": key},
+        });
+        let dir = at.join("openstack/latest");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("meta_data.json"), meta.to_string()).unwrap();
+        std::fs::write(dir.join("user_data"), USER_DATA).unwrap();
+        let image = at.join("config-drive");
+        std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+        run(Command::new("mkfs.vfat").args(["-n", "config-2"]).arg(&image));
+        run(Command::new("mcopy").args(["-s", "-i"]).arg(&image).arg(at.join("openstack")).arg("::"));
+        std::fs::read(image).unwrap()
+    }
+
+    fn add_nic(&mut self, n: u8) {
+        let tap = format!("tap{n}");
+        let user = self.world.config().user.map_or(0, |(uid, _)| uid).to_string();
+        run(Command::new("ip").args(["tuntap", "add", &tap, "mode", "tap", "user", &user]));
+        run(Command::new("ip").args(["link", "set", &tap, "up"]));
+        self.plan.taps.push(tap);
+        self.plan.spec.nics.push(NicSpec {
+            port: PortId::random(&self.world.entropy),
+            network: NetworkId::random(&self.world.entropy),
+            mac: format!("fa:16:3e:00:00:{n:02x}").parse::<MacAddr>().unwrap(),
+            mtu: 1400,
+            fixed_ips: vec![],
+            metadata_port: None,
+        });
+    }
+
+    async fn ensure(&mut self, power: Power, start: bool) -> contract::drivers::Guest {
+        self.plan.spec.power = power;
+        self.plan.spec.generation += 1;
+        self.driver.ensure(&self.plan, start).await.unwrap()
+    }
+
+    async fn console(&self) -> String {
+        self.driver.console_log(self.id, None).await.unwrap()
+    }
+
+    /// Waits until the console has said `marker` that many times.
+    async fn said(&self, marker: &str, times: usize) {
+        until(&format!("'{marker}' ×{times}"), || async {
+            (self.console().await.matches(marker).count() >= times).then_some(())
+        })
+        .await;
+    }
+
+    fn try_ssh(&self, script: &str) -> Option<String> {
+        let output = Command::new("timeout")
+            .args(["20", "ssh", "-6", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"])
+            .args(["-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR"])
+            .arg("-i")
+            .arg(self.world.dir.path().join("key"))
+            .args(["root@fe80::f816:3eff:fe00:1%tap1", script])
+            .output()
+            .unwrap();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs a script in the guest until it succeeds.
+    async fn ssh(&self, script: &str) -> String {
+        until(&format!("ssh {script}"), || async { self.try_ssh(script) }).await
+    }
+}
+
+#[tokio::test]
+async fn the_mini_image_lives_as_it_is_told() {
+    let mut m = Mini::new().await;
+    let begin = Instant::now();
+    assert_eq!(m.ensure(Power::Running, true).await.power, PowerObserved::Running);
+    m.said("allod-mini: ready", 1).await;
+    println!("ready after {:?}", begin.elapsed());
+    m.said("user-data done status 0", 1).await;
+    assert!(m.console().await.contains("user data as root on mini"));
+    let hello = m.ssh("hostname; cat /sys/class/net/eth0/mtu; test -e /root/user-data-ran && echo ran").await;
+    println!("SSH after {:?}", begin.elapsed());
+    assert_eq!(hello, "mini\n1400\nran\n");
+    let root: u64 = m.ssh("df -m / | awk 'NR==2 {print $2}'").await.trim().parse().unwrap();
+    assert!(root > 900, "the root filesystem fills its disk of 1 GiB: {root} MiB");
+    let pid = m.world.pid(m.id);
+    let pss = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    println!("{}", pss.lines().find(|l| l.starts_with("Pss:")).unwrap());
+
+    hot_plugging(&mut m).await;
+    pausing_and_suspending(&mut m).await;
+    restarts(&mut m).await;
+    m.driver.remove(m.id).await.unwrap();
+}
+
+async fn hot_plugging(m: &mut Mini) {
+    let (volume, _) = m.world.volume(&mut m.plan);
+    let serial = m.plan.spec.disks[1].serial.clone();
+    assert_eq!(m.ensure(Power::Running, false).await.volumes, [volume]);
+    let link = format!("/dev/disk/by-id/virtio-{serial}");
+    let size = m.ssh(&format!("echo mine | dd of={link} conv=notrunc,fsync 2>/dev/null; blockdev --getsize64 {link}")).await;
+    assert_eq!(size.trim(), (16 << 20).to_string());
+    m.plan.spec.disks.pop();
+    m.plan.disks.pop();
+    m.plan.images.pop();
+    assert_eq!(m.ensure(Power::Running, false).await.volumes, []);
+    m.ssh(&format!("test ! -e {link} && ! grep -q 16384 /proc/partitions")).await;
+
+    m.add_nic(2);
+    assert_eq!(m.ensure(Power::Running, false).await.ports.len(), 2);
+    m.ssh("grep -q 00:02 /sys/class/net/eth1/address").await;
+    m.plan.spec.nics.pop();
+    m.plan.taps.pop();
+    assert_eq!(m.ensure(Power::Running, false).await.ports.len(), 1);
+    m.ssh("test ! -e /sys/class/net/eth1").await;
+}
+
+async fn pausing_and_suspending(m: &mut Mini) {
+    m.ssh("touch /tmp/in-memory").await;
+    assert_eq!(m.ensure(Power::Paused, false).await.power, PowerObserved::Paused);
+    assert_eq!(m.ensure(Power::Running, false).await.power, PowerObserved::Running);
+    m.ssh("test -e /tmp/in-memory").await;
+    assert_eq!(m.ensure(Power::Suspended, false).await.power, PowerObserved::Suspended);
+    assert_eq!(m.ensure(Power::Running, false).await.power, PowerObserved::Running);
+    m.ssh("test -e /tmp/in-memory").await;
+}
+
+async fn restarts(m: &mut Mini) {
+    // The driver goes and comes back: same process, same guest.
+    let pid = m.world.pid(m.id);
+    let mut config = m.world.config();
+    config.grace = Duration::from_secs(30);
+    m.driver = Qemu::new(config).await.unwrap();
+    assert_eq!(m.ensure(Power::Running, false).await.power, PowerObserved::Running);
+    assert_eq!(m.world.pid(m.id), pid);
+    m.ssh("test -e /tmp/in-memory").await;
+
+    // A soft reboot: the guest shuts down in order and boots, once.
+    m.plan.spec.reboots = 1;
+    m.plan.spec.reboot_hard = false;
+    assert_eq!(m.ensure(Power::Running, false).await.reboots, 1);
+    assert!(m.console().await.contains("allod-mini: power button"));
+    m.said("allod-mini: ready", 2).await;
+    m.ssh("test ! -e /tmp/in-memory; touch /root/on-disk; sync").await;
+    assert_eq!(m.ensure(Power::Running, false).await.reboots, 1);
+
+    // Killed, told so, started again: the disk is as it was, and user data does not run a second time.
+    kill(m.world.pid(m.id));
+    until("the crash is seen", || async {
+        (m.driver.observe().await.unwrap()[0].power == PowerObserved::Crashed).then_some(())
+    })
+    .await;
+    assert_eq!(m.ensure(Power::Running, true).await.power, PowerObserved::Running);
+    m.said("allod-mini: ready", 3).await;
+    m.ssh("test -e /root/on-disk").await;
+    assert_eq!(m.console().await.matches("user-data starts").count(), 1);
+
+    // The guest powers itself off: that is no crash.
+    m.ssh("poweroff").await;
+    until("the guest is down", || async {
+        (m.driver.observe().await.unwrap()[0].power == PowerObserved::Shutdown).then_some(())
+    })
+    .await;
+    assert_eq!(m.ensure(Power::Running, false).await.power, PowerObserved::Shutdown);
+}
