@@ -17,8 +17,7 @@ use super::wire::{
     read_only,
 };
 use super::{
-    Cx, attribute_rules, attributes, check_revision, expected_revision, narrow, own_rows, owner, standard,
-    target, view,
+    Cx, attribute_rules, attributes, check_revision, expected_revision, narrow, owner, standard, target, view,
 };
 use crate::State;
 use crate::db::ports::{Want, trusted};
@@ -161,12 +160,12 @@ pub(super) fn show_port(cx: &Cx, p: &Port, domain: Option<&str>) -> View {
     v
 }
 
-fn port_target(p: &Port, net: Option<&Network>) -> Target {
-    let to = target(What::Port, p.id, &p.project_id);
-    match net {
-        Some(net) => to.set("network_project_id", net.project_id.as_str()),
-        None => to,
-    }
+/// The policy target of a port. Who owns the network sees all ports on it, the cloud's own included: clients look there
+/// for addresses that are free.
+fn port_target(cx: &Cx, p: &Port, net: &Network) -> Target {
+    target(What::Port, p.id, &p.project_id)
+        .set("network_project_id", net.project_id.as_str())
+        .visible(cx.auth().project_id() == Some(&net.project_id))
 }
 
 /// The port if the caller may see it.
@@ -175,16 +174,28 @@ fn port_target(p: &Port, net: Option<&Network>) -> Target {
 /// `PortNotFound`.
 pub(super) fn seen(cx: &Cx, tx: &mut Tx<'_>, id: PortId) -> Result<Port> {
     let port = tx.get::<Port>(&id)?.ok_or_else(|| not_found(What::Port, id))?;
-    cx.allow_rule("get_port", &port_target(&port, None))?;
+    let net = tx.need::<Network>(&port.network_id)?;
+    cx.allow_rule("get_port", &port_target(cx, &port, &net))?;
     Ok(port)
 }
 
 async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
     let columns = ["id", "name", "project_id", "network_id", "device_id", "device_owner", "status"];
-    let query = own_rows(&cx, narrow(Query::new(), &req, &columns));
+    let query = narrow(Query::new(), &req, &columns);
+    let c = cx.clone();
     let rows = cx
         .store
         .read(move |tx| {
+            let mut query = query.clone();
+            if !c.is_admin() {
+                let mut any = Vec::new();
+                if let Some(project) = c.auth().project_id() {
+                    let own = tx.list_ids::<Network>(&Query::new().eq("project_id", project))?;
+                    any.push(Query::new().eq("project_id", project));
+                    any.push(Query::new().is_in("network_id", own));
+                }
+                query = query.any_of(any);
+            }
             let rows = tx.list::<Port>(&query)?;
             let ids: BTreeSet<NetworkId> = rows.iter().map(|p| p.network_id).collect();
             let nets = tx.list::<Network>(&Query::new().is_in("id", &ids))?;
@@ -399,7 +410,7 @@ fn create_one(cx: &Cx, tx: &mut Tx<'_>, body: &PortBody) -> Result<View> {
     }
     quota::claim::<Port>(tx, &cx.env, &project, "port", 1)?;
     let mut port = db::ports::blank(&cx.env, &net, project);
-    attribute_checks(cx, &port_target(&port, Some(&net)), body, &net)?;
+    attribute_checks(cx, &port_target(cx, &port, &net), body, &net)?;
     let given = body.mac_address.as_ref().copied();
     port.mac_address = given.unwrap_or(port.mac_address);
     apply(&mut port, body)?;
@@ -460,9 +471,12 @@ fn update_one(
 ) -> Result<(View, String)> {
     let mut port = tx.get::<Port>(&id)?.ok_or_else(|| not_found(What::Port, id))?;
     let net = tx.need::<Network>(&port.network_id)?;
-    let to = port_target(&port, Some(&net));
+    let to = port_target(c, &port, &net);
     c.allow(&to)?;
     check_revision(expected, &port.meta)?;
+    if port.project_id.as_str().is_empty() && !c.is_admin() {
+        return Err(c.dialect().policy_denied("update_port"));
+    }
     let mac = body.mac_address.as_ref().copied().filter(|m| *m != port.mac_address);
     attribute_checks(c, &to, body, &net)?;
     if let Some(new) = mac {
@@ -524,9 +538,10 @@ async fn remove(cx: Cx, req: Request<()>) -> Result<Reply> {
         .state()
         .write(move |tx| {
             let port = tx.get::<Port>(&id)?.ok_or_else(|| not_found(What::Port, id))?;
-            c.allow(&port_target(&port, None))?;
+            let net = tx.need::<Network>(&port.network_id)?;
+            c.allow(&port_target(&c, &port, &net))?;
             check_revision(expected, &port.meta)?;
-            if trusted(&port.device_owner) && port.device_owner != DISTRIBUTED && in_service(tx, &port)? {
+            if trusted(&port.device_owner) && in_service(tx, &port)? {
                 let text = format!(
                     "Port {id} cannot be deleted directly via the port API: has device owner {}.",
                     port.device_owner
@@ -549,6 +564,7 @@ fn in_service(tx: &mut Tx<'_>, port: &Port) -> Result<bool> {
             Ok(id) => tx.get::<Router>(&id)?.is_some(),
             Err(_) => false,
         },
+        DISTRIBUTED => !port.fixed_ips.is_empty(),
         FLOATING_IP => tx.count::<FloatingIp>(&Query::new().eq("floating_port_id", port.id))? > 0,
         _ => false,
     })
