@@ -282,7 +282,7 @@ impl<S: Service> Table<S> {
         })?;
         let first = routes.first().ok_or_else(|| self.dialect.no_such_path())?;
         progress.op = Some((first.index, first.info.clone()));
-        let auth = self.caller(&parts.headers, first.info.token).await?;
+        let auth = self.caller(&parts, first.info.token).await?;
         let mv = self.negotiate(&parts.headers, first.info.token == TokenNeed::Never)?;
         progress.mv = self.dialect.microversions.map(|_| mv);
         let first = routes.iter().find(|r| r.serves(mv)).ok_or_else(|| self.dialect.no_such_path())?;
@@ -343,17 +343,19 @@ impl<S: Service> Table<S> {
         of(method).or_else(|| if method == Method::HEAD { of(&Method::GET) } else { None })
     }
 
-    async fn caller(&self, headers: &HeaderMap, need: TokenNeed) -> Result<Option<Arc<AuthContext>>> {
+    async fn caller(&self, parts: &Parts, need: TokenNeed) -> Result<Option<Arc<AuthContext>>> {
         if need == TokenNeed::Never {
             return Ok(None);
         }
         let refused = || Error::unauthenticated("The request you have made requires authentication.");
-        let token = match headers.get("x-auth-token") {
+        let token = match parts.headers.get("x-auth-token") {
             None if need == TokenNeed::Optional => return Ok(None),
             None => return Err(refused()),
             Some(value) => value.to_str().map_err(|_| refused())?,
         };
-        match self.state.authenticator().authenticate(token).await {
+        let (service, authenticator) = (self.dialect.service_type, self.state.authenticator());
+        let path = parts.uri.path();
+        match authenticator.authenticate_for(token, service, parts.method.as_str(), path).await {
             Ok(auth) => Ok(Some(auth)),
             Err(error) if error.kind() == Kind::Unauthenticated => Err(refused()),
             Err(error) => Err(error),

@@ -65,7 +65,7 @@ pub async fn bootstrap(state: &State, what: Bootstrap) -> Result<()> {
         .write(move |tx| {
             let region = RegionId::new(region.clone());
             if tx.get::<Region>(&region)?.is_none() {
-                tx.insert(&mut plain_region(region.clone()))?;
+                directory::insert_once(tx, &mut plain_region(region.clone()))?;
             }
             for (endpoint, [service, ids @ ..]) in endpoints.iter().zip(&fresh) {
                 ensure_endpoint(tx, &region, endpoint, service, ids)?;
@@ -78,31 +78,37 @@ pub async fn bootstrap(state: &State, what: Bootstrap) -> Result<()> {
 fn domain_and_roles(tx: &mut Tx<'_>, ids: &[RoleId]) -> Result<()> {
     let default = DomainId::new(DEFAULT_DOMAIN);
     if tx.get::<Domain>(&default)?.is_none() {
-        tx.insert(&mut Domain {
-            id: default,
-            meta: store::Meta::default(),
-            name: "Default".into(),
-            description: "The default domain".into(),
-            enabled: true,
-            tags: Vec::new(),
-            options: Map::new(),
-            extra: Map::new(),
-            revoked_before: None,
-        })?;
+        directory::insert_once(
+            tx,
+            &mut Domain {
+                id: default,
+                meta: store::Meta::default(),
+                name: "Default".into(),
+                description: "The default domain".into(),
+                enabled: true,
+                tags: Vec::new(),
+                options: Map::new(),
+                extra: Map::new(),
+                revoked_before: None,
+            },
+        )?;
     }
     let mut made = false;
     for (name, id) in ROLES.iter().zip(ids) {
         if directory::role_named(tx, name)?.is_none() {
             made = true;
-            tx.insert(&mut Role {
-                id: id.clone(),
-                meta: store::Meta::default(),
-                name: (*name).into(),
-                domain_key: String::new(),
-                description: None,
-                options: Map::from_iter([("immutable".to_owned(), true.into())]),
-                extra: Map::new(),
-            })?;
+            directory::insert_once(
+                tx,
+                &mut Role {
+                    id: id.clone(),
+                    meta: store::Meta::default(),
+                    name: (*name).into(),
+                    domain_key: String::new(),
+                    description: None,
+                    options: Map::from_iter([("immutable".to_owned(), true.into())]),
+                    extra: Map::new(),
+                },
+            )?;
         }
     }
     for (prior, implied) in IMPLIED {
@@ -114,7 +120,7 @@ fn domain_and_roles(tx: &mut Tx<'_>, ids: &[RoleId]) -> Result<()> {
         let mut rule = ImpliedRole::new(&prior.id, &implied.id);
         if tx.get::<ImpliedRole>(&rule.id)?.is_none() {
             made = true;
-            tx.insert(&mut rule)?;
+            directory::insert_once(tx, &mut rule)?;
         }
     }
     if made { directory::touch_all(tx) } else { Ok(()) }
@@ -140,7 +146,7 @@ fn ensure_endpoint(
                 enabled: true,
                 extra: Map::new(),
             };
-            tx.insert(&mut service)?;
+            directory::insert_once(tx, &mut service)?;
             service
         }
     };
@@ -156,16 +162,19 @@ fn ensure_endpoint(
                 changed = true;
             }
             None => {
-                tx.insert(&mut Endpoint {
-                    id: base::EndpointId::new(id.as_str()),
-                    meta: store::Meta::default(),
-                    service_id: service.id.clone(),
-                    interface: interface.into(),
-                    region_id: Some(region.clone()),
-                    url: wanted.url.clone(),
-                    enabled: true,
-                    extra: Map::new(),
-                })?;
+                directory::insert_once(
+                    tx,
+                    &mut Endpoint {
+                        id: base::EndpointId::new(id.as_str()),
+                        meta: store::Meta::default(),
+                        service_id: service.id.clone(),
+                        interface: interface.into(),
+                        region_id: Some(region.clone()),
+                        url: wanted.url.clone(),
+                        enabled: true,
+                        extra: Map::new(),
+                    },
+                )?;
                 changed = true;
             }
         }
@@ -186,19 +195,22 @@ impl State {
             if let Some(project) = directory::project_named(tx, &domain, &name)? {
                 return Ok(project.id);
             }
-            tx.insert(&mut Project {
-                id: fresh.clone(),
-                meta: store::Meta::default(),
-                parent_id: domain.as_str().to_owned(),
-                domain_id: domain,
-                name: name.clone(),
-                description: description.clone(),
-                enabled: true,
-                tags: Vec::new(),
-                options: Map::new(),
-                extra: Map::new(),
-                revoked_before: None,
-            })?;
+            directory::insert_once(
+                tx,
+                &mut Project {
+                    id: fresh.clone(),
+                    meta: store::Meta::default(),
+                    parent_id: domain.as_str().to_owned(),
+                    domain_id: domain,
+                    name: name.clone(),
+                    description: description.clone(),
+                    enabled: true,
+                    tags: Vec::new(),
+                    options: Map::new(),
+                    extra: Map::new(),
+                    revoked_before: None,
+                },
+            )?;
             Ok(fresh.clone())
         })
         .await
@@ -226,21 +238,24 @@ impl State {
             if let Some(user) = directory::user_named(tx, &domain, &known)? {
                 return Ok(user.id);
             }
-            tx.insert(&mut User {
-                id: fresh.clone(),
-                meta: store::Meta::default(),
-                domain_id: domain.clone(),
-                name: known.clone(),
-                enabled: true,
-                default_project_id: default_project_id.clone(),
-                description: None,
-                options: Map::new(),
-                extra: Map::new(),
-                password: Some(hash.clone()),
-                former_passwords: Vec::new(),
-                password_changed_at: Some(tx.now()),
-                token_generation: 1,
-            })?;
+            directory::insert_once(
+                tx,
+                &mut User {
+                    id: fresh.clone(),
+                    meta: store::Meta::default(),
+                    domain_id: domain.clone(),
+                    name: known.clone(),
+                    enabled: true,
+                    default_project_id: default_project_id.clone(),
+                    description: None,
+                    options: Map::new(),
+                    extra: Map::new(),
+                    password: Some(hash.clone()),
+                    former_passwords: Vec::new(),
+                    password_changed_at: Some(tx.now()),
+                    token_generation: 1,
+                },
+            )?;
             Ok(fresh.clone())
         })
         .await
@@ -273,7 +288,7 @@ impl State {
             let found = found.ok_or_else(|| Error::not_found(format!("Could not find role: {role}.")))?;
             let mut assignment = Assignment::new(&actor, &place, &found.id, false);
             if tx.get::<Assignment>(&assignment.id)?.is_none() {
-                tx.insert(&mut assignment)?;
+                directory::insert_once(tx, &mut assignment)?;
                 directory::touch(tx, &actor)?;
             }
             Ok(())

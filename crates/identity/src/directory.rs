@@ -51,8 +51,18 @@ fn bump(tx: &mut Tx<'_>, key: &str) -> Result<()> {
             epoch.count += 1;
             tx.update(&mut epoch)
         }
-        None => tx.insert(&mut Epoch { id: key.to_owned(), meta: store::Meta::default(), count: 1 }),
+        None => insert_once(tx, &mut Epoch { id: key.to_owned(), meta: store::Meta::default(), count: 1 }),
     }
+}
+
+/// Inserts what was found missing in this transaction. Where another was faster the transaction is run again, and finds
+/// it.
+///
+/// # Errors
+/// `Retry`, or the store's.
+pub fn insert_once<R: store::Resource>(tx: &mut Tx<'_>, resource: &mut R) -> Result<()> {
+    tx.insert(resource)
+        .map_err(|error| if error.kind() == base::Kind::Conflict { base::Error::retry(error) } else { error })
 }
 
 /// The epochs of everything and of `user`.

@@ -61,7 +61,7 @@ impl Default for Config {
             bcrypt_cost: 12,
             password_parallel: 0,
             unique_last_passwords: 2,
-            remembered_tokens: 4096,
+            remembered_tokens: 2048,
             admin_project: ("admin".to_owned(), "Default".to_owned()),
             several_servers: false,
             application_credentials_per_user: 1000,

@@ -23,6 +23,7 @@ use store::{Store, Tx};
 use crate::cache::Cache;
 use crate::directory;
 use crate::keys::Keys;
+use crate::logic::access;
 use crate::logic::catalog::fill;
 use crate::logic::payload::{self, Payload, PayloadScope};
 use crate::model::{
@@ -264,11 +265,10 @@ impl Tokens {
             if tx.get::<Revocation>(&audit_id)?.is_none() {
                 // `allow_expired` must not bring it back.
                 let expires_at = expires_at.plus_secs(window);
-                tx.insert(&mut Revocation {
-                    id: audit_id.clone(),
-                    meta: store::Meta::default(),
-                    expires_at,
-                })?;
+                directory::insert_once(
+                    tx,
+                    &mut Revocation { id: audit_id.clone(), meta: store::Meta::default(), expires_at },
+                )?;
             }
             directory::touch_user(tx, &user)
         })
@@ -497,11 +497,30 @@ impl Validated {
 impl Authenticator for Tokens {
     async fn authenticate(&self, token: &str) -> Result<Arc<AuthContext>> {
         let valid = self.validate(token).await?.ok_or_else(words::unauthorized)?;
-        // Who asks this way cannot say for which request, so that rules cannot be checked: refuse, as Keystone does
+        // Who asks this way does not say for which request, so that rules cannot be checked: refuse, as Keystone does
         // where a middleware does not know of access rules.
         if valid.application_credential.as_ref().is_some_and(|a| a.access_rules.is_some()) {
             return Err(words::unauthorized());
         }
         Ok(valid.auth.clone())
+    }
+
+    async fn authenticate_for(
+        &self,
+        token: &str,
+        service: &str,
+        method: &str,
+        path: &str,
+    ) -> Result<Arc<AuthContext>> {
+        let valid = self.validate(token).await?.ok_or_else(words::unauthorized)?;
+        let rules = valid.application_credential.as_ref().and_then(|a| a.access_rules.as_ref());
+        let allowed = rules.is_none_or(|rules| {
+            rules.iter().any(|rule| {
+                rule.method == method
+                    && access::same_service(&rule.service, service)
+                    && access::path_matches(&rule.path, path)
+            })
+        });
+        if allowed { Ok(valid.auth.clone()) } else { Err(words::unauthorized()) }
     }
 }

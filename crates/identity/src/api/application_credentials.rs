@@ -217,7 +217,7 @@ fn settle_rules(tx: &mut Tx<'_>, user: &UserId, given: &[Map<String, Value>]) ->
                 None => {
                     let (meta, user_id) = (store::Meta::default(), user.clone());
                     let mut rule = AccessRule { id, meta, user_id, service, method, path };
-                    tx.insert(&mut rule)?;
+                    directory::insert_once(tx, &mut rule)?;
                     rule
                 }
             }

@@ -10,7 +10,7 @@ use crate::directory;
 use crate::logic::body::{Doc, Fields, Kind, may, may_null, missing, must, shape};
 use crate::model::{Endpoint, Region, Service};
 use crate::state::State;
-use crate::words::{duplicate, no_endpoint, no_region, no_service};
+use crate::words::{duplicate, no_endpoint, no_region, no_service, told};
 
 shape!(
     ServiceCreate,
@@ -264,7 +264,7 @@ impl WantedRegion {
             if !self.made {
                 return Err(Error::bad_request(no_region(id).public().to_owned()));
             }
-            tx.insert(&mut plain_region(region.clone()))?;
+            directory::insert_once(tx, &mut plain_region(region.clone()))?;
         }
         Ok(Some(Some(region)))
     }
@@ -413,7 +413,7 @@ async fn make_region(cx: Cx, id: RegionId, mut fields: Fields) -> Result<Reply> 
                 return Err(duplicate("region", &format!("Duplicate ID, {}", region.id)));
             }
             check_parent(tx, &region)?;
-            tx.insert(&mut region)?;
+            told(tx.insert(&mut region), "region", || format!("Duplicate ID, {}", region.id))?;
             Ok(region)
         })
         .await?;

@@ -206,7 +206,7 @@ async fn grant(cx: Cx, req: Request<()>, form: Form) -> Result<Reply> {
             )));
         }
         if tx.get::<Assignment>(&assignment.id)?.is_none() {
-            tx.insert(&mut assignment.clone())?;
+            directory::insert_once(tx, &mut assignment.clone())?;
             directory::touch(tx, &actor_of(&assignment)?)?;
         }
         Ok(())

@@ -203,7 +203,7 @@ async fn add(cx: Cx, req: Request<()>) -> Result<Reply> {
         directory::user(tx, &user)?;
         let mut membership = Membership::new(&user, &group);
         if tx.get::<Membership>(&membership.id)?.is_none() {
-            tx.insert(&mut membership)?;
+            directory::insert_once(tx, &mut membership)?;
             directory::touch_user(tx, &user)?;
         }
         Ok(())

@@ -236,7 +236,7 @@ async fn imply(cx: Cx, req: Request<()>) -> Result<Reply> {
         directory::role(tx, &to)?;
         let mut rule = ImpliedRole::new(&from, &to);
         if tx.get::<ImpliedRole>(&rule.id)?.is_none() {
-            tx.insert(&mut rule)?;
+            directory::insert_once(tx, &mut rule)?;
             directory::touch_all(tx)?;
         }
         Ok(())

@@ -161,13 +161,28 @@ async fn access_rules_are_kept_and_such_tokens_go_nowhere_they_are_not_understoo
     let token = login.header("x-subject-token");
     world.anyone.with_token(token).get("/v3/auth/projects").await.expect(401);
     assert_eq!(world.validate(token).await.status, 404);
+    // Rules are for the services they name; this one is named by another.
+    let rule = json!({"service": "identity", "method": "GET", "path": "/v3/users/*/projects"});
+    let narrow = make(&world, &demo, json!({"name": "narrow", "access_rules": [rule]}), 201).await;
+    let narrow_token = world.auth(by_id(&narrow), None).await.expect(201);
+    let limited = world.anyone.with_token(narrow_token.header("x-subject-token"));
+    limited.get(&format!("/v3/users/{}/projects", world.demo)).await.expect(200);
+    limited.get(&format!("/v3/users/{}/groups", world.demo)).await.expect(401);
+    limited.get(&format!("/v3/users/{}", world.demo)).await.expect(401);
+    assert!(world.state.authenticator().authenticate(token).await.is_err());
+    let compute = |method: &'static str, path: &'static str| {
+        let authenticator = world.state.authenticator();
+        async move { authenticator.authenticate_for(token, "compute", method, path).await.is_ok() }
+    };
+    assert!(compute("GET", "/v2.1/servers").await);
+    assert!(!compute("POST", "/v2.1/servers").await && !compute("GET", "/v2.1/servers/detail").await);
     let understood = world
         .admin
         .with_header("x-subject-token", token)
         .with_header("openstack-identity-access-rules", "1.0");
     let shown = understood.get("/v3/auth/tokens").await.expect(200);
     assert_eq!(shown.at("/token/application_credential/access_rules/0/method"), "GET");
-    for name in [&made, &again] {
+    for name in [&made, &again, &narrow] {
         let path =
             format!("/v3/users/{}/application_credentials/{}", world.demo, name["id"].as_str().unwrap());
         demo.delete(&path).await.expect(204);

@@ -55,7 +55,11 @@ async fn a_manager_manages_the_own_domain_and_no_other() {
     assert_eq!(ids(&a.manager, "/v3/domains", "domains").await, vec![a.id.clone()]);
     assert_eq!(ids(&a.manager, "/v3/domains?name=scs-test-domain-b", "domains").await, [] as [String; 0]);
     a.manager.get(&format!("/v3/domains/{}", b.id)).await.expect(403);
-    assert_eq!(ids(&a.manager, "/v3/roles?name=admin", "roles").await, vec![admin.clone()], "seen, never given");
+    assert_eq!(
+        ids(&a.manager, "/v3/roles?name=admin", "roles").await,
+        vec![admin.clone()],
+        "seen, never given"
+    );
     a.manager.get("/v3/roles/admin").await.expect(404);
     a.manager.get(&format!("/v3/roles/{member}")).await.expect(200);
     a.manager.get(&format!("/v3/roles/{admin}")).await.expect(403);
