@@ -25,7 +25,8 @@ pub fn ops() -> Vec<Op<State>> {
         Op::get(ALL, "os_compute_api:os-aggregates:index", list).summary("List aggregates"),
         Op::post(ALL, "os_compute_api:os-aggregates:create", create).summary("Create an aggregate"),
         Op::get(ONE, "os_compute_api:os-aggregates:show", show).summary("Show an aggregate"),
-        Op::put(ONE, "os_compute_api:os-aggregates:update", update).summary("Rename an aggregate or its zone"),
+        Op::put(ONE, "os_compute_api:os-aggregates:update", update)
+            .summary("Rename an aggregate or its zone"),
         Op::delete(ONE, "os_compute_api:os-aggregates:delete", delete)
             .status(200)
             .summary("Delete an empty aggregate"),
@@ -312,9 +313,7 @@ async fn add_host(cx: Ctx<State>, req: Request<ForHost>) -> Result<Reply> {
         if zone.is_some()
             && let Some(reason) = obstacle(tx, aggregate, std::slice::from_ref(&name), zone.as_deref())?
         {
-            return Err(Error::conflict(format!(
-                "Cannot add host to aggregate {number}. Reason: {reason}."
-            )));
+            return Err(Error::conflict(format!("Cannot add host to aggregate {number}. Reason: {reason}.")));
         }
         aggregate.hosts.insert(name.clone());
         Ok(())

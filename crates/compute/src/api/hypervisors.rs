@@ -314,8 +314,7 @@ async fn matching(cx: &Ctx<State>, req: &Request<()>, parts: Parts) -> Result<Re
         })
         .await?;
     let none = Used::default();
-    let items: Vec<_> =
-        hosts.iter().map(|h| view(cx, h, usage.get(&h.id).unwrap_or(&none), parts)).collect();
+    let items: Vec<_> = hosts.iter().map(|h| view(cx, h, usage.get(&h.id).unwrap_or(&none), parts)).collect();
     Ok(Reply::json(&json!({"hypervisors": items})))
 }
 

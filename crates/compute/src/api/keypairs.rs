@@ -37,7 +37,7 @@ fn missing(name: &str, user: &UserId) -> Error {
 }
 
 /// The id under which a user's key pair of this name is stored.
-pub(crate) fn key(user: &UserId, name: &str) -> String {
+pub(crate) fn key_id(user: &UserId, name: &str) -> String {
     format!("{user}/{name}")
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn key(user: &UserId, name: &str) -> String {
 /// # Errors
 /// `NotFound` in Nova's words.
 pub(crate) fn find(tx: &mut Tx<'_>, user: &UserId, name: &str) -> Result<KeyPair> {
-    tx.get::<KeyPair>(&key(user, name))?.ok_or_else(|| missing(name, user))
+    tx.get::<KeyPair>(&key_id(user, name))?.ok_or_else(|| missing(name, user))
 }
 
 /// Whose key pairs are meant (2.10: `user_id`), if the caller may.
@@ -86,8 +86,7 @@ async fn list(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
         // Versions before 2.35 have no pages.
         (page.limit, page.limited, page.marker) = (usize::MAX, false, None);
     }
-    let mut pairs =
-        cx.store().read(move |tx| tx.list::<KeyPair>(&Query::new().eq("user_id", &user))).await?;
+    let mut pairs = cx.store().read(move |tx| tx.list::<KeyPair>(&Query::new().eq("user_id", &user))).await?;
     pairs.sort_by(|a, b| a.name.cmp(&b.name));
     let (pairs, next) = cut(pairs, &page, |p| p.name.clone())?;
     let items: Vec<Value> = pairs.iter().map(|p| json!({"keypair": brief(&cx, p)})).collect();
@@ -115,7 +114,7 @@ async fn show(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
 async fn delete(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
     let user = owner(&cx, &req, &["user_id"])?;
     let name = req.param("name").to_owned();
-    let id = key(&user, &name);
+    let id = key_id(&user, &name);
     if !cx.store().write(move |tx| tx.delete::<KeyPair>(&id)).await? {
         return Err(missing(&name, &user));
     }
@@ -176,9 +175,7 @@ async fn create(cx: Ctx<State>, req: Request<Create>) -> Result<Reply> {
     check(&cx, &new)?;
     let user = match &new.user_id {
         None => cx.user_id().clone(),
-        Some(text) => {
-            text.parse().map_err(|e: Error| cx.dialect().invalid_field("user_id", e.public()))?
-        }
+        Some(text) => text.parse().map_err(|e: Error| cx.dialect().invalid_field("user_id", e.public()))?,
     };
     allow(&cx, &user)?;
     let name = new.name.into_string();
@@ -201,7 +198,7 @@ async fn create(cx: Ctx<State>, req: Request<Create>) -> Result<Reply> {
     };
     let number = cx.entropy.below(0x7fff_fffe) + 1;
     let pair = KeyPair {
-        id: key(&user, &name),
+        id: key_id(&user, &name),
         meta: store::Meta::default(),
         number,
         user_id: user,

@@ -2,7 +2,6 @@
 
 use ::api::{Ctx, Page, Request, Target};
 use base::{Error, HostId, Result};
-use serde_json::{Value, json};
 
 use crate::State;
 
@@ -46,14 +45,6 @@ pub(crate) fn cut<T>(
     items.truncate(page.limit);
     let next = items.last().filter(|_| more).map(id);
     Ok((items, next))
-}
-
-/// Links of a thing: its own URL, and the one without a version.
-pub(crate) fn links(cx: &Ctx<State>, path: &str) -> Value {
-    json!([
-        {"rel": "self", "href": cx.url(&format!("/v2.1/{path}"))},
-        {"rel": "bookmark", "href": cx.url(&format!("/{path}"))},
-    ])
 }
 
 /// The number by which versions before 2.53 know a host: from its id, so that it stays.

@@ -27,9 +27,13 @@ pub fn ops() -> Vec<Op<State>> {
         Op::get("/v2.1/os-migrations", "os_compute_api:os-migrations:index", migrations)
             .default_rule(ADMIN)
             .summary("List migrations"),
-        Op::post("/v2.1/os-server-external-events", "os_compute_api:os-server-external-events:create", events)
-            .default_rule("rule:context_is_admin or role:service")
-            .summary("Tell of events outside compute"),
+        Op::post(
+            "/v2.1/os-server-external-events",
+            "os_compute_api:os-server-external-events:create",
+            events,
+        )
+        .default_rule("rule:context_is_admin or role:service")
+        .summary("Tell of events outside compute"),
     ]
 }
 

@@ -18,8 +18,8 @@ use crate::State;
 use crate::logic::quota::{RESOURCES, effective};
 use crate::model::{QuotaSet, ServerGroup, Usage};
 
-/// Id of the row of the class `default`; no project's id has a slash.
-const DEFAULT_CLASS: &str = "class/default";
+/// Id of the row of the class `default`.
+const DEFAULT_CLASS: &str = "class:default";
 /// Resources that quota classes show only since 2.50.
 const GROUPS: &[&str] = &["server_groups", "server_group_members"];
 
@@ -31,13 +31,9 @@ pub fn ops() -> Vec<Op<State>> {
         Op::get(ONE, "os_compute_api:os-quota-sets:show", show)
             .default_rule(READER)
             .summary("Show the limits of a project"),
-        Op::get(
-            "/v2.1/os-quota-sets/{project_id}/detail",
-            "os_compute_api:os-quota-sets:detail",
-            detail,
-        )
-        .default_rule(READER)
-        .summary("Show the limits of a project and what it uses"),
+        Op::get("/v2.1/os-quota-sets/{project_id}/detail", "os_compute_api:os-quota-sets:detail", detail)
+            .default_rule(READER)
+            .summary("Show the limits of a project and what it uses"),
         Op::get(
             "/v2.1/os-quota-sets/{project_id}/defaults",
             "os_compute_api:os-quota-sets:defaults",
@@ -61,6 +57,11 @@ pub fn ops() -> Vec<Op<State>> {
     ]
 }
 
+/// Id of a project's row.
+fn row_of(project: &ProjectId) -> String {
+    format!("project:{project}")
+}
+
 /// The limits of a project; of none: the defaults. `operator`: the configuration's.
 ///
 /// # Errors
@@ -71,8 +72,8 @@ pub(crate) fn effective_limits(
     project: Option<&ProjectId>,
 ) -> Result<BTreeMap<String, i64>> {
     let mut rows = Vec::new();
-    for id in std::iter::once(DEFAULT_CLASS).chain(project.map(ProjectId::as_str)) {
-        rows.extend(tx.get::<QuotaSet>(&id.to_owned())?);
+    for id in std::iter::once(DEFAULT_CLASS.to_owned()).chain(project.map(row_of)) {
+        rows.extend(tx.get::<QuotaSet>(&id)?);
     }
     let mut layers = vec![operator];
     layers.extend(rows.iter().map(|row| &row.limits));
@@ -282,7 +283,7 @@ async fn update(cx: Ctx<State>, req: Request<Update>) -> Result<Reply> {
                     )));
                 }
             }
-            merge(tx, id.as_str(), &sent)?;
+            merge(tx, &row_of(&id), &sent)?;
             effective_limits(tx, &operator, Some(&id))
         })
         .await?;
@@ -292,7 +293,7 @@ async fn update(cx: Ctx<State>, req: Request<Update>) -> Result<Reply> {
 async fn delete(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
     let id = project(&cx, &req)?;
     no_user(&req)?;
-    cx.store().write(move |tx| tx.delete::<QuotaSet>(&id.as_str().to_owned()).map(drop)).await?;
+    cx.store().write(move |tx| tx.delete::<QuotaSet>(&row_of(&id)).map(drop)).await?;
     Ok(Reply::empty())
 }
 
@@ -314,7 +315,7 @@ fn class_row<T>(cx: &Ctx<State>, req: &Request<T>) -> Result<(String, String)> {
     if !(1..=255).contains(&name.chars().count()) || !name.chars().all(good) {
         return Err(Error::bad_request("Invalid quota class: a name has 1 to 255 characters."));
     }
-    Ok((name.to_owned(), format!("class/{name}")))
+    Ok((name.to_owned(), format!("class:{name}")))
 }
 
 fn class_limits(

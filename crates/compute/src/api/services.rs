@@ -139,8 +139,9 @@ fn find(tx: &mut Tx<'_>, text: &str, by_id: bool) -> Result<Host> {
         let id: HostId = text.parse().map_err(|_| Error::bad_request(format!("Invalid uuid {text}")))?;
         return tx.get::<Host>(&id)?.ok_or_else(|| missing(text));
     }
-    let wanted: u64 =
-        text.parse().map_err(|_| Error::bad_request(format!("Invalid service id: '{text}' is not a number")))?;
+    let wanted: u64 = text
+        .parse()
+        .map_err(|_| Error::bad_request(format!("Invalid service id: '{text}' is not a number")))?;
     let hosts = tx.list::<Host>(&Query::new())?;
     hosts.into_iter().find(|h| number(h.id) == wanted).ok_or_else(|| missing(text))
 }
@@ -296,8 +297,7 @@ async fn disable_with_reason(cx: Ctx<State>, req: Request<NamedReason>) -> Resul
     if reason.trim() != reason {
         return Err(Error::bad_request("Disabled reason contains invalid characters or is too long"));
     }
-    let setting =
-        Setting { disabled: Some(true), reason: Some(reason.to_owned()), ..Setting::default() };
+    let setting = Setting { disabled: Some(true), reason: Some(reason.to_owned()), ..Setting::default() };
     set(&cx, host, binary, setting).await?;
     Ok(Reply::json(&json!({"service": {
         "host": host, "binary": binary, "status": "disabled", "disabled_reason": reason,

@@ -174,7 +174,9 @@ fn span(cx: &Ctx<State>, req: &Request<()>) -> Result<Span> {
     let read = |key: &str| query.get(key).map_or(Ok(now), moment);
     let (start, stop) = (read("start")?, read("end")?);
     if start > stop {
-        return Err(Error::bad_request("Invalid start time. The start time cannot occur after the end time."));
+        return Err(Error::bad_request(
+            "Invalid start time. The start time cannot occur after the end time.",
+        ));
     }
     Ok(Span { start, stop, now })
 }
@@ -231,7 +233,8 @@ async fn show(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
     let found = cx.store().read(move |tx| runs(tx, Some(&of), &span)).await?;
     let (found, next) = cut(found, &page, |run| run.id.clone())?;
     let mut map = Map::new();
-    let usage = if found.is_empty() { json!({}) } else { Sum::of(found.iter(), &span).view(&id, &span, true) };
+    let usage =
+        if found.is_empty() { json!({}) } else { Sum::of(found.iter(), &span).view(&id, &span, true) };
     map.insert("tenant_usage".into(), usage);
     if let Some(next) = next {
         let href = cx.next_url(&req, &page, &next);

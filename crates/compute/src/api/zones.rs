@@ -67,9 +67,7 @@ async fn list(cx: Ctx<State>, _: Request<()>) -> Result<Reply> {
 async fn detail(cx: Ctx<State>, _: Request<()>) -> Result<Reply> {
     cx.allow(&own(&cx))?;
     let zones = zones(&cx).await?;
-    let service = |active: bool, up: bool, at: base::Timestamp| {
-        json!({"active": active, "available": up, "updated_at": at.iso_naive()})
-    };
+    let service = |active: bool, up: bool, at: base::Timestamp| json!({"active": active, "available": up, "updated_at": at.iso_naive()});
     let control: Map<String, Value> =
         CONTROL.iter().map(|(name, _, _)| ((*name).to_owned(), service(true, true, cx.now()))).collect();
     let mut items = vec![entry(INTERNAL, true, json!({CONTROLLER: control}))];
@@ -79,7 +77,10 @@ async fn detail(cx: Ctx<State>, _: Request<()>) -> Result<Reply> {
             let mut map = Map::new();
             for host in hosts {
                 let seen = cx.hosts.seen(host.id).map_or(host.seen_at, |s| s.max(host.seen_at));
-                map.insert(host.name.clone(), json!({COMPUTE: service(!host.disabled, cx.is_up(host), seen)}));
+                map.insert(
+                    host.name.clone(),
+                    json!({COMPUTE: service(!host.disabled, cx.is_up(host), seen)}),
+                );
             }
             Value::Object(map)
         } else {
