@@ -283,7 +283,9 @@ impl Task {
             {
                 running.spawn(self.clone().once(key));
             }
-            let due = self.queue.next_due();
+            // With all workers busy nothing can begin, however long it is due.
+            let free = running.len() < self.options.workers.max(1);
+            let due = self.queue.next_due().filter(|_| free);
             tokio::select! {
                 wake = wakes.next() => match wake {
                     Some(wake) => self.queue.push(&wake.key, Source::Wake, wake.seq),

@@ -1,6 +1,8 @@
 //! Queue semantics, in virtual time.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod queue;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
