@@ -48,9 +48,9 @@ impl Accelerator {
         }
     }
 
-    /// KVM only where a guest really ran under it: a `/dev/kvm` that opens proves nothing (nested, broken or filtered
+    /// `dir` is where the probe's disk may be made. KVM only where a guest really ran under it: a `/dev/kvm` that opens proves nothing (nested, broken or filtered
     /// virtualisation hangs in the first guest instruction).
-    pub async fn prove() -> Self {
+    pub async fn prove(dir: &std::path::Path) -> Self {
         if !std::path::Path::new("/dev/kvm").exists() {
             return Accelerator::Tcg;
         }
@@ -62,7 +62,7 @@ impl Accelerator {
             tracing::warn!("/dev/kvm is there, but the CPU has no virtualisation; guests use TCG");
             return Accelerator::Tcg;
         }
-        match probe("kvm").await {
+        match probe("kvm", dir).await {
             Ok(true) => Accelerator::Kvm,
             Ok(false) => {
                 tracing::warn!("a probe guest under KVM did not run; guests use TCG");
@@ -77,18 +77,18 @@ impl Accelerator {
 }
 
 /// Whether a guest under `accelerator` reaches its marker in two seconds.
-async fn probe(accelerator: &str) -> Result<bool> {
+async fn probe(accelerator: &str, dir: &std::path::Path) -> Result<bool> {
     let mut sector = [0_u8; 512];
     sector.iter_mut().zip(PROBE).for_each(|(to, from)| *to = from);
     sector[510] = 0x55;
     sector[511] = 0xaa;
-    let path = std::env::temp_dir().join(format!("allod-probe-{}-{accelerator}", std::process::id()));
+    let path = dir.join(format!(".probe-{}-{accelerator}", std::process::id()));
     std::fs::write(&path, sector).map_err(crate::io(&path))?;
     let mut child = Command::new(QEMU)
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-m", "16", "-no-reboot", "-machine"])
         .arg(format!("pc,accel={accelerator}"))
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04", "-drive"])
-        .arg(format!("file={},format=raw,if=ide", path.display()))
+        .arg(format!("file={},format=raw,if=ide", crate::launch::escaped(&path)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -157,7 +157,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_probe_guest_runs_where_guests_can_run() {
-        assert!(probe("tcg").await.unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        assert!(probe("tcg", dir.path()).await.unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(version().await.unwrap() > 5_000_000);
     }
 }

@@ -6,6 +6,9 @@ use contract::drivers::BlockDevice;
 use contract::host::{DiskSpec, NicSpec};
 use serde_json::{Value, json};
 
+/// The config drive's name.
+pub(crate) const CONFIG_DRIVE: &str = "d-config";
+
 /// A device of a guest. Names are QEMU ids: they begin with a letter and have at most 31 characters.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Device {
@@ -46,7 +49,7 @@ impl Device {
 
     pub fn config_drive(path: &Path) -> Self {
         Device::Disk {
-            name: disk_name("config"),
+            name: CONFIG_DRIVE.into(),
             path: path.to_owned(),
             format: "raw",
             serial: "config-2".into(),
@@ -68,6 +71,12 @@ impl Device {
         match self {
             Device::Disk { name, .. } | Device::Nic { name, .. } => name,
         }
+    }
+
+    /// Whether it takes a root port. The config drive does not: it is a SCSI disk, so that it takes no `vdX` name away
+    /// from volumes plugged later, and it is there from start to stop.
+    pub fn takes_port(&self) -> bool {
+        self.name() != CONFIG_DRIVE
     }
 
     /// `-blockdev` / `blockdev-add` arguments, file first.
@@ -102,6 +111,11 @@ impl Device {
     /// `-device` / `device_add` arguments on root port `slot`.
     pub fn device(&self, slot: u32) -> Value {
         let bus = format!("rp{slot}");
+        if !self.takes_port() {
+            return json!({
+                "driver": "scsi-hd", "id": "d-config-dev", "drive": CONFIG_DRIVE, "bus": "scsi0.0", "serial": "config-2",
+            });
+        }
         match self {
             Device::Disk { name, serial, boot_index, .. } => {
                 let mut device = json!({"driver": "virtio-blk-pci", "id": format!("{name}-dev"), "drive": name, "bus": bus});

@@ -29,19 +29,32 @@ pub(crate) fn give(config: &Config, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Lets the guests' group read an image, and nobody write it.
-fn lend(config: &Config, path: &Path) -> Result<()> {
-    if let Some((_, gid)) = config.user {
-        std::os::unix::fs::chown(path, None, Some(gid)).map_err(io(path))?;
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o440)).map_err(io(path))?;
-        if let Some(dir) = path.parent() {
-            std::fs::set_permissions(dir, PermissionsExt::from_mode(0o711)).map_err(io(dir))?;
-            if let Some(above) = dir.parent() {
-                std::fs::set_permissions(above, PermissionsExt::from_mode(0o711)).map_err(io(above))?;
-            }
-        }
+/// Keeps an image for as long as the guest's disk lies on it, whatever becomes of the cache it came from: a hard link in
+/// the guest's directory, or a copy where that is another filesystem. The guests' group may read it, nobody write it.
+fn keep(config: &Config, image: &Path, path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
     }
-    Ok(())
+    let aside = path.with_extension("base-new");
+    let _ = std::fs::remove_file(&aside);
+    if std::fs::hard_link(image, &aside).is_err() {
+        std::fs::copy(image, &aside).map_err(io(image))?;
+        std::fs::File::open(&aside).and_then(|f| f.sync_all()).map_err(io(&aside))?;
+    }
+    if let Some((_, gid)) = config.user {
+        std::os::unix::fs::chown(&aside, None, Some(gid)).map_err(io(&aside))?;
+        std::fs::set_permissions(&aside, PermissionsExt::from_mode(0o440)).map_err(io(&aside))?;
+    }
+    std::fs::rename(&aside, path).map_err(io(path))
+}
+
+/// A file that the guests' user may write but not replace.
+pub(crate) fn console(config: &Config, dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("console.log");
+    let file = std::fs::File::options().append(true).create(true).open(&path).map_err(io(&path))?;
+    drop(file);
+    give(config, &path)?;
+    Ok(path)
 }
 
 async fn make(
@@ -92,8 +105,9 @@ pub(crate) async fn prepare(config: &Config, dir: &Path, plan: &GuestPlan) -> Re
                     .ok_or_else(|| Error::unavailable(format!("image {} is not on this host", image.id)))?;
                 let path = local(dir, &disk.name);
                 if !path.exists() {
-                    lend(config, &base)?;
-                    overlay(config, &path, &base, &image.format, *size_gib).await?;
+                    let kept = path.with_extension("base");
+                    keep(config, &base, &kept)?;
+                    overlay(config, &path, &kept, &image.format, *size_gib).await?;
                 }
                 BlockDevice { path, format: "qcow2" }
             }
@@ -103,13 +117,17 @@ pub(crate) async fn prepare(config: &Config, dir: &Path, plan: &GuestPlan) -> Re
                 BlockDevice { path, format: "qcow2" }
             }
         };
+        let at = BlockDevice { path: config.seen(&at.path), ..at };
         devices.push(Device::disk(disk, &at, boot_index));
     }
     if let Some(bytes) = &plan.config_drive {
         let path = dir.join("config.img");
-        std::fs::write(&path, bytes).map_err(io(&path))?;
-        give(config, &path)?;
-        devices.push(Device::config_drive(&path));
+        // Not under a guest that has it open: a new file takes its name.
+        let aside = dir.join("config.img.new");
+        std::fs::write(&aside, bytes).map_err(io(&aside))?;
+        give(config, &aside)?;
+        std::fs::rename(&aside, &path).map_err(io(&path))?;
+        devices.push(Device::config_drive(&config.seen(&path)));
     }
     Ok(devices)
 }
@@ -124,6 +142,8 @@ async fn overlay(config: &Config, path: &Path, base: &Path, format: &str, size_g
         return Err(Error::bad_request(format!("An image of format {format} cannot be booted.")));
     }
     let size = (size_gib > 0).then(|| format!("{size_gib}G"));
-    let arguments: [&std::ffi::OsStr; 4] = ["-b".as_ref(), base.as_os_str(), "-F".as_ref(), format.as_ref()];
+    // Named relative to the overlay, which lies in the same directory.
+    let base = base.file_name().unwrap_or_default();
+    let arguments: [&std::ffi::OsStr; 4] = ["-b".as_ref(), base, "-F".as_ref(), format.as_ref()];
     make(config, path, &arguments, size).await
 }

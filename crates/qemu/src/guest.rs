@@ -1,13 +1,15 @@
 //! One guest: from any state to the wanted one.
 
-use std::path::PathBuf;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::{Error, Result, ServerId, VolumeId};
 use contract::drivers::{Guest, GuestPlan};
 use contract::host::{DiskSource, Power, PowerObserved};
 use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex, broadcast};
 
 use crate::accel::Accelerator;
@@ -17,9 +19,13 @@ use crate::state::State;
 use crate::{Config, Qmp, disks, io, launch};
 
 /// How long a guest may take to give up a device.
-const UNPLUG: Duration = Duration::from_secs(15);
+const UNPLUG: Duration = Duration::from_secs(30);
 /// How long saving or restoring memory may take.
 const MEMORY: Duration = Duration::from_secs(300);
+/// A guest that does not react to its power button may not have listened yet: it is pressed again this often.
+const PRESS: Duration = Duration::from_secs(5);
+/// Events after which a guest is looked at.
+const HINTS: [&str; 6] = ["SHUTDOWN", "STOP", "RESUME", "GUEST_PANICKED", "RESET", "BLOCK_IO_ERROR"];
 /// A console log is cut to its half when it is larger.
 const LOG_BYTES: u64 = 1 << 20;
 /// Longest text that a console log answers with.
@@ -56,14 +62,24 @@ impl Machine {
         self.config.dir.join(self.id.to_string())
     }
 
-    /// Unix socket paths have at most 107 bytes: where the directory is deep, the socket is not in it.
     fn socket(&self) -> PathBuf {
-        let path = self.dir().join("qmp.sock");
-        if path.as_os_str().len() < 100 {
-            path
-        } else {
-            PathBuf::from(format!("/tmp/allod-{}.sock", self.id))
+        self.dir().join("run/qmp.sock")
+    }
+
+    /// The guest's directory is ours; the guests' group passes through. Its user owns only the room of the socket.
+    fn make_dir(&self) -> Result<PathBuf> {
+        let (dir, run) = (self.dir(), self.dir().join("run"));
+        std::fs::create_dir_all(&run).map_err(io(&run))?;
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(io(path))
+        };
+        if let Some((uid, gid)) = self.config.user {
+            chown(&dir, None, Some(gid)).map_err(io(&dir))?;
+            chown(&run, Some(uid), Some(gid)).map_err(io(&run))?;
         }
+        mode(&dir, 0o710)?;
+        mode(&run, 0o700)?;
+        Ok(dir)
     }
 
     /// The connection to the running process.
@@ -78,10 +94,11 @@ impl Machine {
         let mut events = qmp.events();
         let (id, hints, pid) = (self.id, self.events.clone(), process);
         tokio::spawn(async move {
-            while let Ok(event) = events.recv().await {
-                let name = event.get("event").and_then(Value::as_str).unwrap_or_default();
-                if matches!(name, "SHUTDOWN" | "STOP" | "RESUME" | "GUEST_PANICKED" | "RESET") {
-                    let _ = hints.send(id);
+            loop {
+                match events.recv().await {
+                    Ok(event) if HINTS.contains(&event.name.as_str()) => drop(hints.send(id)),
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => break,
                 }
             }
             // The connection ended: the process may have, too.
@@ -130,8 +147,11 @@ impl Machine {
         let Ok(status) = status else { return PowerObserved::Running };
         match status.get("status").and_then(Value::as_str).unwrap_or_default() {
             "shutdown" => PowerObserved::Shutdown,
-            "guest-panicked" | "internal-error" | "io-error" => PowerObserved::Crashed,
-            "paused" | "prelaunch" | "save-vm" | "restore-vm" | "finish-migrate" => PowerObserved::Paused,
+            "guest-panicked" | "internal-error" => PowerObserved::Crashed,
+            // `io-error` is how QEMU waits where the host has no room left: it goes on when there is.
+            "paused" | "prelaunch" | "save-vm" | "restore-vm" | "finish-migrate" | "io-error" => {
+                PowerObserved::Paused
+            }
             _ => PowerObserved::Running,
         }
     }
@@ -139,13 +159,7 @@ impl Machine {
     /// Makes the guest as planned.
     pub async fn ensure(&self, plan: &GuestPlan, start: bool) -> Result<Guest> {
         let _turn = self.turn.lock().await;
-        let dir = self.dir();
-        std::fs::create_dir_all(&dir).map_err(io(&dir))?;
-        if let Some((uid, gid)) = self.config.user {
-            std::os::unix::fs::chown(&dir, Some(uid), Some(gid)).map_err(io(&dir))?;
-        }
-        std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .map_err(io(&dir))?;
+        let dir = self.make_dir()?;
         let mut state = State::read(&dir)?;
         if state.process.is_none() {
             state.reboots = state.reboots.max(plan.spec.reboots);
@@ -175,13 +189,24 @@ impl Machine {
         Ok(self.report(&state, power))
     }
 
-    /// A guest that powered itself off waits in `-no-shutdown`: its process is ended and the fact written down.
+    /// A guest that powered itself off waits in `-no-shutdown`, one that can never run again waits, too: the process is
+    /// ended and the fact written down.
     async fn collect(&self, state: &mut State) -> Result<()> {
         let Some(process) = state.running() else { return Ok(()) };
-        if self.power(state).await == PowerObserved::Shutdown {
-            self.end(state, process, PowerObserved::Shutdown).await?;
+        match self.power(state).await {
+            ended @ (PowerObserved::Shutdown | PowerObserved::Crashed) => {
+                self.end(state, process, ended).await
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// A process that was started just before we were killed is not in the state file, and holds the disks.
+    async fn end_orphan(&self) -> Result<()> {
+        let Ok(qmp) = Qmp::connect(&self.socket()).await else { return Ok(()) };
+        let Some(process) = qmp.peer().and_then(Process::find) else { return Ok(()) };
+        tracing::warn!(server = %self.id, pid = process.pid, "ending a guest process that was never recorded");
+        process.kill().await
     }
 
     async fn wanted(&self, plan: &GuestPlan) -> Result<Vec<Device>> {
@@ -200,9 +225,10 @@ impl Machine {
         for name in gone {
             state.forget(&name);
         }
-        for device in devices {
+        for device in devices.iter().filter(|d| d.takes_port()) {
             state.slot(device.name())?;
         }
+        state.config_drive = devices.iter().any(|d| !d.takes_port());
         self.note_contents(state, plan);
         if *state == before { Ok(()) } else { state.write(&self.dir()) }
     }
@@ -225,19 +251,25 @@ impl Machine {
 
     async fn launch(&self, state: &mut State, plan: &GuestPlan, devices: &[Device], run: bool) -> Result<()> {
         let dir = self.dir();
+        self.end_orphan().await?;
         if !state.suspended {
             self.note_devices(state, plan, devices)?;
         }
         let mut plugged = Vec::new();
-        for device in devices {
+        for device in devices.iter().filter(|d| d.takes_port()) {
             if let Some(slot) = state.slots.get(device.name()) {
                 plugged.push((device.clone(), *slot));
             }
         }
+        if state.config_drive {
+            plugged.push((Device::config_drive(&self.config.seen(&dir.join("config.img"))), 0));
+        }
         let resume = state.suspended;
         let socket = self.socket();
+        let console = self.config.seen(&disks::console(&self.config, &dir)?);
+        let at = self.config.seen(&socket);
         let arguments =
-            launch::arguments(&plan.spec, self.accelerator, &dir, &socket, &plugged, resume || !run);
+            launch::arguments(&plan.spec, self.accelerator, &console, &at, &plugged, resume || !run);
         let process = launch::start(&self.config, self.accelerator, &dir, &socket, &arguments).await?;
         state.process = Some(process);
         state.ended = None;
@@ -260,7 +292,7 @@ impl Machine {
     async fn restore(&self, process: Process) -> Result<()> {
         let qmp = self.monitor(process).await?;
         let path = self.dir().join("vmstate.qcow2");
-        qmp.call("blockdev-add", vmstate_node(&path)).await?;
+        qmp.call("blockdev-add", vmstate_node(&self.config.seen(&path))).await?;
         let job = json!({"job-id": "load", "tag": "suspend", "vmstate": "vmstate", "devices": ["vmstate"]});
         qmp.job("snapshot-load", job, "load", MEMORY).await?;
         qmp.call("blockdev-del", json!({"node-name": "vmstate"})).await?;
@@ -274,7 +306,7 @@ impl Machine {
         let qmp = self.monitor(process).await?;
         qmp.call("stop", json!({})).await?;
         let _ = qmp.call("blockdev-del", json!({"node-name": "vmstate"})).await;
-        qmp.call("blockdev-add", vmstate_node(&path)).await?;
+        qmp.call("blockdev-add", vmstate_node(&self.config.seen(&path))).await?;
         let job = json!({"job-id": "save", "tag": "suspend", "vmstate": "vmstate", "devices": ["vmstate"]});
         qmp.job("snapshot-save", job, "save", MEMORY).await?;
         state.suspended = true;
@@ -310,8 +342,7 @@ impl Machine {
         let Some(process) = state.running() else { return Ok(()) };
         let qmp = self.monitor(process).await?;
         if !plan.spec.reboot_hard && self.power(state).await == PowerObserved::Running {
-            qmp.call("system_powerdown", json!({})).await?;
-            self.wait_shutdown(state).await;
+            self.wait_shutdown(state, &qmp).await;
         }
         // Written first: a reset that is done twice would be worse than one that is lost with this process.
         state.reboots = plan.spec.reboots;
@@ -323,10 +354,15 @@ impl Machine {
         Ok(())
     }
 
-    /// Waits until the guest shut down by itself; `false` when it does not in its grace.
-    async fn wait_shutdown(&self, state: &State) -> bool {
+    /// Presses the power button until the guest shut down by itself; `false` when it does not in its grace.
+    async fn wait_shutdown(&self, state: &State, qmp: &Qmp) -> bool {
         let down = async {
+            let mut pressed: Option<Instant> = None;
             while state.running().is_some() && self.power(state).await == PowerObserved::Running {
+                if pressed.is_none_or(|at| at.elapsed() >= PRESS) {
+                    let _ = qmp.call("system_powerdown", json!({})).await;
+                    pressed = Some(Instant::now());
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
@@ -349,8 +385,8 @@ impl Machine {
             return Ok(());
         };
         if self.power(state).await == PowerObserved::Running {
-            self.monitor(process).await?.call("system_powerdown", json!({})).await?;
-            self.wait_shutdown(state).await;
+            let qmp = self.monitor(process).await?;
+            self.wait_shutdown(state, &qmp).await;
         }
         self.end(state, process, PowerObserved::Shutdown).await
     }
@@ -377,18 +413,14 @@ impl Machine {
     /// Plugs what is missing and unplugs what is too much, while the guest runs.
     async fn replug(&self, state: &mut State, plan: &GuestPlan, devices: &[Device]) -> Result<()> {
         let Some(process) = state.running() else { return Ok(()) };
-        let gone: Vec<String> = state
-            .slots
-            .keys()
-            .filter(|name| !devices.iter().any(|d| d.name() == *name) && *name != &disk_name("config"))
-            .cloned()
-            .collect();
+        let gone: Vec<String> =
+            state.slots.keys().filter(|name| !devices.iter().any(|d| d.name() == *name)).cloned().collect();
         for name in gone {
             self.unplug(process, &name).await?;
             state.forget(&name);
             state.write(&self.dir())?;
         }
-        for device in devices {
+        for device in devices.iter().filter(|d| d.takes_port()) {
             if !state.slots.contains_key(device.name()) {
                 self.plug(state, process, device).await?;
                 self.note_contents(state, plan);
@@ -462,11 +494,11 @@ impl Machine {
         if !dir.exists() {
             return Ok(());
         }
-        if let Some(process) = State::read(&dir).ok().and_then(|s| s.running()) {
-            process.kill().await?;
+        match State::read(&dir).ok().and_then(|s| s.running()) {
+            Some(process) => process.kill().await?,
+            None => self.end_orphan().await?,
         }
         *self.qmp.lock() = None;
-        let _ = std::fs::remove_file(self.socket());
         std::fs::remove_dir_all(&dir).map_err(io(&dir))
     }
 
@@ -506,6 +538,6 @@ impl Machine {
     }
 }
 
-fn vmstate_node(path: &std::path::Path) -> Value {
+fn vmstate_node(path: &Path) -> Value {
     json!({"driver": "qcow2", "node-name": "vmstate", "file": {"driver": "file", "filename": path}})
 }

@@ -1,14 +1,15 @@
 //! The QEMU driver: one process per guest, spoken to by QMP.
 //!
-//! Each guest has a directory with its state file, local disks, console log and pid file. QEMU runs as an unprivileged
-//! user under seccomp, in a session of its own: it belongs to nobody, so guests go on while this process is away, and
-//! are found again by pid *and* start time. `-no-shutdown` keeps a guest that powered itself off visible, so that it is
+//! Each guest has a directory of ours with its state file, local disks and console log; the guests' user owns the files
+//! it must write and the room of the QMP socket, and can neither make nor replace others. QEMU runs as that user under
+//! seccomp, in a session of its own: it belongs to nobody, so guests go on while this process is away, and are found
+//! again by pid, start time *and* boot. `-no-shutdown` keeps a guest that powered itself off visible, so that it is
 //! never taken for one whose process was killed.
 //!
 //! Invariant: the state file says which devices a guest has and where they are plugged before QEMU is told; whatever
 //! is killed when, `ensure` finds its way from there. No policy here: when to start is the agent's word.
 //!
-//! Start reading at [`Qemu`] (the verbs), then `launch.rs` (the command line), then `qmp.rs`.
+//! Start reading at [`Qemu`] (the verbs), then `launch.rs` (the command line), then `qmp/`.
 
 mod accel;
 mod devices;
@@ -59,6 +60,19 @@ pub struct Qemu {
     events: broadcast::Sender<ServerId>,
 }
 
+impl Config {
+    /// Where QEMU stands: paths below are told relative to it, so that it need not pass through what is above (a home
+    /// directory that is closed to others), and so that a socket's path stays short.
+    pub(crate) fn root(&self) -> &Path {
+        self.dir.parent().unwrap_or(&self.dir)
+    }
+
+    /// A path as QEMU shall use it.
+    pub(crate) fn seen(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(self.root()).map_or_else(|_| path.to_owned(), Path::to_owned)
+    }
+}
+
 pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
     move |error| Error::internal(format!("{}: {error}", path.display()))
 }
@@ -69,11 +83,18 @@ impl Qemu {
     /// # Errors
     /// Where QEMU is not installed or the directory cannot be used.
     pub async fn new(config: Config) -> Result<Self> {
+        let mut config = config;
         std::fs::create_dir_all(&config.dir).map_err(io(&config.dir))?;
-        // The guests' user must reach its own directories below; nobody else can list them.
+        config.dir = std::path::absolute(&config.dir).map_err(io(&config.dir))?;
+        // The guests' user must reach its files below; nobody else can list them.
         std::fs::set_permissions(&config.dir, PermissionsExt::from_mode(0o711)).map_err(io(&config.dir))?;
+        let mode = std::fs::metadata(config.root()).map_err(io(config.root()))?.permissions().mode();
+        if config.user.is_some() && mode & 0o001 == 0 {
+            let open = PermissionsExt::from_mode(mode & 0o7777 | 0o001);
+            std::fs::set_permissions(config.root(), open).map_err(io(config.root()))?;
+        }
         let version = accel::version().await?;
-        let accelerator = Accelerator::prove().await;
+        let accelerator = Accelerator::prove(&config.dir).await;
         tracing::info!(version, accelerator = accelerator.name(), "QEMU");
         process::open_tun();
         let driver = Qemu {
@@ -87,6 +108,10 @@ impl Qemu {
             driver.machine(id);
         }
         Ok(driver)
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
     }
 
     /// Ids of all guests with a directory.

@@ -42,7 +42,7 @@ impl LiveDisks for Qemu {
         let (qmp, name) = self.open(id).await?;
         let node = format!("t-{}", name.trim_start_matches("d-"));
         let job = format!("copy-{name}");
-        let file = json!({"driver": "file", "filename": target.path});
+        let file = json!({"driver": "file", "filename": self.config().seen(&target.path)});
         qmp.call("blockdev-add", json!({"driver": target.format, "node-name": node, "file": file})).await?;
         let arguments =
             json!({"job-id": job, "device": name, "target": node, "sync": "full", "auto-dismiss": false});

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use base::{Error, PortId, Result, VolumeId};
@@ -29,6 +30,9 @@ pub(crate) struct State {
     pub volumes: BTreeMap<String, VolumeId>,
     /// Ports plugged, by device name.
     pub ports: BTreeMap<String, PortId>,
+    /// Whether the guest was started with a config drive.
+    #[serde(default)]
+    pub config_drive: bool,
 }
 
 impl State {
@@ -48,10 +52,17 @@ impl State {
         let path = dir.join("state.json");
         let aside = dir.join("state.json.new");
         let bytes = serde_json::to_vec(self).map_err(Error::internal)?;
-        let mut file = File::create(&aside).map_err(io(&aside))?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&aside)
+            .map_err(io(&aside))?;
         file.write_all(&bytes).map_err(io(&aside))?;
         file.sync_all().map_err(io(&aside))?;
-        fs::rename(&aside, &path).map_err(io(&path))
+        fs::rename(&aside, &path).map_err(io(&path))?;
+        File::open(dir).and_then(|d| d.sync_all()).map_err(io(dir))
     }
 
     /// The process, if it still runs.

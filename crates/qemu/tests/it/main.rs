@@ -123,6 +123,25 @@ impl World {
     }
 }
 
+/// Guests outlive the driver, so a test that fails must end them itself.
+impl Drop for World {
+    fn drop(&mut self) {
+        for guest in std::fs::read_dir(self.dir.path().join("guests")).into_iter().flatten().flatten() {
+            let state = std::fs::read(guest.path().join("state.json")).unwrap_or_default();
+            let state: serde_json::Value = serde_json::from_slice(&state).unwrap_or_default();
+            let Some(pid) = state["process"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()) else {
+                continue;
+            };
+            if std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == self.dir.path()) {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+        }
+    }
+}
+
 fn qemu_img(arguments: &[&str]) {
     assert!(std::process::Command::new("qemu-img").args(arguments).status().unwrap().success());
 }
@@ -132,7 +151,7 @@ fn kill(pid: i32) {
 }
 
 async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + Duration::from_secs(120);
     loop {
         if let Some(found) = check().await {
             return found;

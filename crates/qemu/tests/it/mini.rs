@@ -37,7 +37,8 @@ struct Mini {
     id: ServerId,
 }
 
-const USER_DATA: &str = "#!/bin/sh\necho \"user data as $(id -un) on $(hostname)\"\ntouch /root/user-data-ran\n";
+const USER_DATA: &str =
+    "#!/bin/sh\necho \"user data as $(id -un) on $(hostname)\"\ntouch /root/user-data-ran\n";
 
 impl Mini {
     /// In a network namespace of this thread; the runtime must have no other threads that start processes.
@@ -162,7 +163,9 @@ async fn hot_plugging(m: &mut Mini) {
     let serial = m.plan.spec.disks[1].serial.clone();
     assert_eq!(m.ensure(Power::Running, false).await.volumes, [volume]);
     let link = format!("/dev/disk/by-id/virtio-{serial}");
-    let size = m.ssh(&format!("echo mine | dd of={link} conv=notrunc,fsync 2>/dev/null; blockdev --getsize64 {link}")).await;
+    let size = m
+        .ssh(&format!("echo mine | dd of={link} conv=notrunc,fsync 2>/dev/null; blockdev --getsize64 {link}"))
+        .await;
     assert_eq!(size.trim(), (16 << 20).to_string());
     m.plan.spec.disks.pop();
     m.plan.disks.pop();
