@@ -244,8 +244,9 @@ impl Task {
     ) {
         loop {
             let stopped = tokio::select! {
-                led = leader.wait_for(|leads| *leads) => led.is_err(),
+                biased;
                 _ = stop.wait_for(|stop| *stop > Stop::No) => true,
+                led = leader.wait_for(|leads| *leads) => led.is_err(),
             };
             if stopped {
                 return;
