@@ -1,0 +1,219 @@
+//! Configuration: a small TOML file, and what `allod up` was told; kept in the state directory, so that every other
+//! command needs only `--state`.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use base::net::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+
+/// All settings; every one has a default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the API listens. Port 0: chosen by the system at the first start, then kept.
+    pub listen: SocketAddr,
+    /// URL under which clients reach the API; empty = `https://` + `listen`.
+    pub public_url: String,
+    /// More host names and addresses for the server's certificate.
+    pub names: Vec<String>,
+    /// `postgresql://…`; empty = SQLite in the state directory.
+    pub database: String,
+    /// Region in the catalog.
+    pub region: String,
+    /// Number of simulated hosts; 0 = real drivers.
+    pub sim_hosts: u32,
+    /// Cost of password hashes.
+    pub bcrypt_rounds: u32,
+    /// The external network.
+    pub external: External,
+    /// Initial passwords; empty = random.
+    pub passwords: Passwords,
+    /// Overrides of policy rules (`policy.yaml` files by service name).
+    pub policy: std::collections::BTreeMap<String, PathBuf>,
+}
+
+/// The external network that floating IPs come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct External {
+    /// Its prefix.
+    pub cidr: IpNet,
+    /// The host's address in it: gateway of the cloud's routers.
+    pub gateway: IpAddr,
+    /// First address to give out; `None` = the one after the gateway.
+    pub first: Option<IpAddr>,
+    /// Last address to give out; `None` = the last of the prefix.
+    pub last: Option<IpAddr>,
+}
+
+/// Initial passwords.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Passwords {
+    /// User `admin`.
+    pub admin: String,
+    /// User `demo`.
+    pub demo: String,
+    /// User `alt`.
+    pub alt: String,
+}
+
+impl Default for External {
+    fn default() -> Self {
+        External {
+            cidr: IpNet::V4(base::net::Ipv4Net::new_assert([172, 24, 4, 0].into(), 24)),
+            gateway: [172, 24, 4, 1].into(),
+            first: None,
+            last: None,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
+            public_url: String::new(),
+            names: vec!["localhost".into()],
+            database: String::new(),
+            region: "RegionOne".into(),
+            sim_hosts: 0,
+            bcrypt_rounds: 12,
+            external: External::default(),
+            passwords: Passwords::default(),
+            policy: std::collections::BTreeMap::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a TOML file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let config: Config =
+            toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses what cannot work.
+    pub fn check(&self) -> Result<()> {
+        if !self.external.cidr.contains(&self.external.gateway) {
+            bail!(
+                "external.gateway {} is not in external.cidr {}",
+                self.external.gateway,
+                self.external.cidr
+            );
+        }
+        if !(4..=31).contains(&self.bcrypt_rounds) {
+            bail!("bcrypt_rounds is between 4 and 31");
+        }
+        if self.sim_hosts > 10_000 {
+            bail!("sim_hosts is at most 10000");
+        }
+        Ok(())
+    }
+
+    /// The URL under which clients reach the API.
+    pub fn url(&self) -> String {
+        if self.public_url.is_empty() {
+            format!("https://{}", self.listen)
+        } else {
+            self.public_url.trim_end_matches('/').to_owned()
+        }
+    }
+
+    /// The store's URL.
+    pub fn database_url(&self, state: &State) -> String {
+        if self.database.is_empty() {
+            format!("sqlite://{}", state.path("db/allod.sqlite").display())
+        } else {
+            self.database.clone()
+        }
+    }
+}
+
+/// The state directory.
+#[derive(Debug, Clone)]
+pub struct State {
+    dir: PathBuf,
+}
+
+impl State {
+    /// Opens the directory, making it (mode 0700) where there is none.
+    pub fn create(dir: &Path) -> Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        if !dir.is_dir() {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(dir)
+                .with_context(|| format!("cannot make {}", dir.display()))?;
+        }
+        let dir = dir.canonicalize().with_context(|| format!("cannot use {}", dir.display()))?;
+        for (sub, mode) in [("run", 0o700), ("log", 0o700), ("pki", 0o700), ("db", 0o700), ("fernet", 0o700)]
+        {
+            let path = dir.join(sub);
+            if !path.is_dir() {
+                fs::DirBuilder::new()
+                    .mode(mode)
+                    .create(&path)
+                    .with_context(|| format!("cannot make {}", path.display()))?;
+            }
+        }
+        Ok(State { dir })
+    }
+
+    /// Opens a directory that `allod up` made.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let dir = dir.canonicalize().with_context(|| format!("no cloud in {}", dir.display()))?;
+        if !dir.join("config.json").is_file() {
+            bail!("no cloud in {} (start one with `allod up --state {}`)", dir.display(), dir.display());
+        }
+        Ok(State { dir })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A path below the directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The configuration in effect.
+    pub fn config(&self) -> Result<Config> {
+        let text = fs::read_to_string(self.path("config.json")).context("cannot read config.json")?;
+        serde_json::from_str(&text).context("config.json is damaged")
+    }
+
+    /// Keeps the configuration in effect.
+    pub fn keep(&self, config: &Config) -> Result<()> {
+        files::write_secret(&self.path("config.json"), &serde_json::to_vec_pretty(config)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_names_what_it_gets_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("allod.toml");
+        fs::write(&path, "listen = '127.0.0.1:0'\n[external]\ncidr = '10.9.0.0/24'\ngateway = '10.9.0.1'\n")
+            .unwrap();
+        assert_eq!(Config::read(&path).unwrap().external.gateway.to_string(), "10.9.0.1");
+        fs::write(&path, "listn = 1").unwrap();
+        assert!(format!("{:#}", Config::read(&path).unwrap_err()).contains("listn"));
+        fs::write(&path, "[external]\ngateway = '10.9.0.1'").unwrap();
+        assert!(Config::read(&path).unwrap_err().to_string().contains("external.gateway"));
+    }
+}
