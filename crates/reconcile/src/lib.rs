@@ -288,14 +288,10 @@ impl Task {
             let free = running.len() < self.options.workers.max(1);
             let due = self.queue.next_due().filter(|_| free);
             tokio::select! {
-                wake = wakes.next() => match wake {
-                    Some(wake) => self.queue.push(&wake.key, Source::Wake, wake.seq),
-                    None => break,
-                },
-                () = self.stir.notified() => {}
-                Some(_) = running.join_next(), if !running.is_empty() => {}
-                Some(_) = aside.join_next(), if !aside.is_empty() => {}
-                () = tokio::time::sleep_until(due.unwrap_or(sweep_at)), if due.is_some() => {}
+                // A stop begins nothing more; the timers are not starved by wake-ups.
+                biased;
+                _ = stop.wait_for(|stop| *stop > Stop::No) => break,
+                _ = leader.wait_for(|leads| !*leads) => break,
                 () = tokio::time::sleep_until(sweep_at) => {
                     if self.queue.sweep_begins() {
                         aside.spawn(self.clone().sweep());
@@ -306,8 +302,14 @@ impl Task {
                     aside.spawn(self.clone().flush());
                     flush_at = Instant::now() + FLUSH;
                 }
-                _ = stop.wait_for(|stop| *stop > Stop::No) => break,
-                _ = leader.wait_for(|leads| !*leads) => break,
+                () = tokio::time::sleep_until(due.unwrap_or(sweep_at)), if due.is_some() => {}
+                Some(_) = running.join_next(), if !running.is_empty() => {}
+                Some(_) = aside.join_next(), if !aside.is_empty() => {}
+                () = self.stir.notified() => {}
+                wake = wakes.next() => match wake {
+                    Some(wake) => self.queue.push(&wake.key, Source::Wake, wake.seq),
+                    None => break,
+                },
             }
         }
         drop(wakes);

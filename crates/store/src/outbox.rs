@@ -166,6 +166,24 @@ impl Tx<'_> {
 }
 
 impl crate::Store {
+    /// How many wake-ups of each kind are not acknowledged. One that only grows belongs to a kind that nobody works on.
+    ///
+    /// # Errors
+    /// Where the database cannot be read.
+    pub async fn unacknowledged(&self) -> Result<BTreeMap<String, u64>> {
+        self.read(|tx| {
+            let rows = tx.connection.query("SELECT kind, COUNT(*) FROM allod_outbox GROUP BY kind", &[])?;
+            Ok(rows
+                .into_iter()
+                .filter_map(|row| {
+                    let mut row = row.into_iter();
+                    Some((row.next()?.text(), u64::try_from(row.next()?.int()).unwrap_or(0)))
+                })
+                .collect())
+        })
+        .await
+    }
+
     /// Tells that these wake-ups were worked on; they will not come again.
     ///
     /// # Errors

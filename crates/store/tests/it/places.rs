@@ -75,6 +75,7 @@ pub async fn wakes_survive_until_acknowledged(place: Place) {
     assert_eq!((first.key.as_str(), wakes.waiting().count()), ("a", 2), "the first is not handled yet");
     assert_eq!(next_key(&mut wakes).await, "b");
     store.acknowledge(vec![first.seq]).await.unwrap();
+    assert_eq!(store.unacknowledged().await.unwrap(), [("thing".to_owned(), 1)].into());
     drop((store, wakes));
     let store = place.store().await;
     let mut wakes = store.subscribe("thing").await.unwrap();
