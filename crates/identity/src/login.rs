@@ -137,12 +137,16 @@ fn methods_of(auth: &Map<String, Value>) -> Result<Vec<Method>> {
     if chosen.iter().any(|name| !known.contains(name)) {
         return Err(Error::unauthenticated("Attempted to authenticate with an unsupported method."));
     }
+    // A method that is described but not chosen must be well-formed too.
+    let described = known.into_iter().filter(|k| identity.contains_key(*k) && !chosen.contains(k));
+    let all: Vec<(&str, bool)> =
+        chosen.iter().map(|n| (*n, true)).chain(described.map(|n| (n, false))).collect();
     let mut methods = Vec::new();
-    for name in chosen {
+    for (name, wanted) in all {
         let path = format!("auth/identity/{name}");
         let data = identity.get(name).ok_or_else(|| expected(name, "identity"))?;
         let data = object(data, &path)?;
-        methods.push(match name {
+        let parsed = match name {
             "password" => {
                 let user = data.get("user").ok_or_else(|| missing("user"))?;
                 let path = format!("{path}/user");
@@ -158,7 +162,10 @@ fn methods_of(auth: &Map<String, Value>) -> Result<Vec<Method>> {
                 Method::Token(id.as_str().unwrap_or_default().to_owned())
             }
             _ => credential_of(data, &path)?,
-        });
+        };
+        if wanted {
+            methods.push(parsed);
+        }
     }
     Ok(methods)
 }
@@ -168,14 +175,19 @@ fn credential_of(data: &Map<String, Value>, path: &str) -> Result<Method> {
     check(&format!("{path}/secret"), Kind::Secret, false, secret)?;
     let secret = secret.as_str().unwrap_or_default().to_owned();
     let id = text(data, "id", path)?;
-    let name = match (text(data, "name", path)?, data.get("user")) {
+    let name = text(data, "name", path)?;
+    let user = match data.get("user") {
+        Some(user) if id.is_none() => {
+            let path = format!("{path}/user");
+            Some(reference(object(user, &path)?, "user", &path)?)
+        }
+        _ => None,
+    };
+    let name = match (name, user) {
         _ if id.is_some() => None,
         (None, _) => return Err(expected("name or ID", "application credential")),
         (Some(_), None) => return Err(expected("user", "application credential")),
-        (Some(name), Some(user)) => {
-            let path = format!("{path}/user");
-            Some((name, reference(object(user, &path)?, "user", &path)?))
-        }
+        (Some(name), Some(user)) => Some((name, user)),
     };
     Ok(Method::ApplicationCredential { id, name, secret })
 }

@@ -1,7 +1,11 @@
 //! Tokens and what a token may find out about itself.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use ::api::{JsonSchema, Op, Reply, Request, Target};
 use base::{Error, Result};
+use schemars::{Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,12 +16,46 @@ use crate::model::Place;
 use crate::state::State;
 use crate::tokens::Validated;
 use crate::words::no_token;
-use std::sync::Arc;
 
 /// The body of `POST /v3/auth/tokens`; read by `login`, which knows what depends on what.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Credentials(Value);
+
+impl JsonSchema for Credentials {
+    fn schema_name() -> Cow<'static, str> {
+        "Credentials".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let text = json!({"type": "string"});
+        let name = json!({"type": "string", "maxLength": 255});
+        let domain = json!({"type": "object", "properties": {"id": name, "name": name}});
+        let of_domain = json!({"type": "object", "properties": {"id": name, "name": name, "domain": domain}});
+        let mut user = of_domain.clone();
+        user["properties"]["password"] = text.clone();
+        user["required"] = json!(["password"]);
+        let identity = json!({
+            "type": "object", "required": ["methods"],
+            "properties": {
+                "methods": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                "password": {"type": "object", "required": ["user"], "properties": {"user": user}},
+                "token": {"type": "object", "required": ["id"], "properties": {"id": text}},
+                "application_credential": {
+                    "type": "object", "required": ["secret"],
+                    "properties": {"id": name, "name": name, "secret": text, "user": of_domain},
+                },
+            },
+        });
+        let system =
+            json!({"type": "object", "properties": {"all": {"type": "boolean"}}, "required": ["all"]});
+        let scope = json!({
+            "type": "object", "properties": {"project": of_domain, "domain": domain, "system": system},
+        });
+        let auth = json!({"type": "object", "required": ["identity"], "properties": {"identity": identity, "scope": scope}});
+        schemars::json_schema!({"type": "object", "required": ["auth"], "properties": {"auth": auth}})
+    }
+}
 
 pub(super) fn ops() -> Vec<Op<State>> {
     vec![

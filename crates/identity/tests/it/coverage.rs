@@ -166,6 +166,10 @@ fn samples(suite: &mut Suite) {
         "POST /v3/users/{user_id}/application_credentials",
         json!({"application_credential": {"name": "n", "description": "d", "unrestricted": false}}),
     );
+    let user = json!({"name": "n", "domain": {"name": "d"}, "password": "p"});
+    let identity = json!({"methods": ["password"], "password": {"user": user}});
+    let scope = json!({"project": {"name": "n", "domain": {"name": "d"}}});
+    suite.sample("POST /v3/auth/tokens", json!({"auth": {"identity": identity, "scope": scope}}));
     suite.paged(&["GET /v3/users", "GET /v3/projects", "GET /v3/groups", "GET /v3/domains", "GET /v3/roles"]);
 }
 

@@ -7,7 +7,12 @@ mod credentials;
 mod grants;
 mod managers;
 mod policy;
+// The store's own way to have a PostgreSQL server in a test.
+#[path = "../../../store/tests/it/postgres.rs"]
+#[allow(dead_code)]
+mod postgres;
 mod projects;
+mod replicas;
 mod tokens;
 mod users;
 mod world;

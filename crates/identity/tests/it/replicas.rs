@@ -1,0 +1,110 @@
+//! Several servers on one PostgreSQL: what one changes the others know with their next request.
+
+use std::sync::Arc;
+
+use base::{Entropy, ManualClock};
+use futures::FutureExt as _;
+use futures::future::join_all;
+use identity::{Config, Repository};
+use serde_json::json;
+use store::Store;
+
+use crate::postgres::Server;
+use crate::world::{World, config, password_of};
+
+async fn two(server: &Server, keys: &std::path::Path) -> (World, World) {
+    let clock = Arc::new(ManualClock::default());
+    let schemas = &[("identity", identity::MIGRATIONS)];
+    let open = |seed| {
+        let (url, clock) = (server.url(), clock.clone());
+        async move { Store::postgres(&url, clock, Entropy::seeded(seed), schemas).await.unwrap() }
+    };
+    let (one, two) = (open(1).await, open(2).await);
+    let config = Config { keys: Repository::Directory(keys.to_owned()), ..config() };
+    // Both start at once on an empty database and an empty key repository.
+    tokio::join!(World::on(config.clone(), one, clock.clone(), 3), World::on(config, two, clock.clone(), 4))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_start_at_once_make_one_cloud_and_hear_of_each_other() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let (one, two) = two(&server, &dir.path().join("keys")).await;
+    assert_eq!((&one.demo, &one.demo_project), (&two.demo, &two.demo_project));
+    for list in
+        ["users", "projects", "domains", "roles", "services", "endpoints", "regions", "role_inferences"]
+    {
+        let path = format!("/v3/{list}");
+        assert_eq!(
+            one.admin.get(&path).await.expect(200).json(),
+            two.admin.get(&path).await.expect(200).json()
+        );
+    }
+    let endpoints = one.admin.get("/v3/endpoints").await.expect(200).at("/endpoints");
+    assert_eq!(endpoints.as_array().unwrap().len(), 9, "three services with three interfaces");
+    let scope = one.project_scope(&one.demo_project);
+    let token = one.token("demo", scope.clone()).await;
+    for world in [&two, &one, &two] {
+        assert_eq!(world.roles_of(&token).await, ["member", "reader"]);
+    }
+    let reader = one.role("reader").await;
+    let group = one.make_id("group", json!({"name": "g"})).await;
+    one.admin
+        .put(&format!("/v3/projects/{}/groups/{group}/roles/{reader}", one.demo_project), json!({}))
+        .await
+        .expect(204);
+    let member = two.role("member").await;
+    let grant = format!("/v3/projects/{}/users/{}/roles/{member}", one.demo_project, one.demo);
+    two.admin.delete(&grant).await.expect(204);
+    assert!(one.roles_of(&token).await.is_empty());
+    let within = format!("/v3/groups/{group}/users/{}", one.demo);
+    one.admin.put(&within, json!({})).await.expect(204);
+    assert_eq!(two.roles_of(&token).await, ["reader"]);
+    two.admin.with_header("x-subject-token", &token).delete("/v3/auth/tokens").await.expect(204);
+    assert_eq!(one.validate(&token).await.status, 404);
+    let token = two.token("demo", scope).await;
+    assert_eq!(one.roles_of(&token).await, ["reader"]);
+    let path = format!("/v3/users/{}/password", one.demo);
+    let change = json!({"user": {"original_password": password_of("demo"), "password": "another"}});
+    one.anyone.post(&path, change).await.expect(204);
+    assert_eq!(two.validate(&token).await.status, 404);
+    assert_eq!(two.login("demo", &password_of("demo"), None).await.status, 401);
+    assert_eq!(two.login("demo", "another", None).await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_servers_do_at_once_is_done_once_and_told_rightly() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let (one, two) = two(&server, &dir.path().join("keys")).await;
+    let group = one.make_id("group", json!({"name": "g"})).await;
+    let reader = one.role("reader").await;
+    let sides = || [&one, &two, &one, &two, &one, &two].into_iter();
+    let named =
+        sides().map(|w| async move { w.admin.post("/v3/users", json!({"user": {"name": "same"}})).await });
+    let mut told: Vec<u16> = join_all(named).await.iter().map(|a| a.status).collect();
+    told.sort_unstable();
+    assert_eq!(told, [201, 409, 409, 409, 409, 409]);
+    for path in [
+        format!("/v3/groups/{group}/users/{}", one.demo),
+        format!("/v3/projects/{}/groups/{group}/roles/{reader}", one.alt_project),
+        format!("/v3/system/users/{}/roles/{reader}", one.demo),
+    ] {
+        let puts = join_all(sides().map(|w| w.admin.put(&path, json!({})).boxed())).await;
+        assert!(
+            puts.iter().all(|a| a.status == 204),
+            "{path}: {:?}",
+            puts.iter().map(|a| a.text()).collect::<Vec<_>>()
+        );
+        let mut deletes: Vec<u16> =
+            join_all(sides().map(|w| w.admin.delete(&path).boxed())).await.iter().map(|a| a.status).collect();
+        deletes.sort_unstable();
+        assert_eq!(deletes, [204, 404, 404, 404, 404, 404], "{path}");
+    }
+    let edits = sides().enumerate().map(|(i, w)| {
+        let body = json!({"user": {(format!("key-{i}")): i}});
+        let path = format!("/v3/users/{}", one.demo);
+        async move { w.admin.patch(&path, body).await }
+    });
+    assert!(join_all(edits).await.iter().all(|a| a.status == 200));
+    let user = two.admin.get(&format!("/v3/users/{}", one.demo)).await.expect(200).at("/user");
+    assert!((0..6).all(|i| user[format!("key-{i}")] == i), "no edit is lost: {user}");
+}
