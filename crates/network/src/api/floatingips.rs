@@ -18,7 +18,7 @@ use super::{
     target, view,
 };
 use crate::db::ports::Want;
-use crate::db::{self, bury, quota, routing, wake};
+use crate::db::{self, quota, routing, wake};
 use crate::model::{FLOATING_IP, FloatingIp, Port};
 use crate::{Env, State};
 
@@ -315,11 +315,7 @@ async fn remove(cx: Cx, req: Request<()>) -> Result<Reply> {
             let fip = allowed(&c, tx, id)?;
             check_revision(expected, &fip.meta)?;
             let device = device_of(tx, &fip)?;
-            tx.delete::<FloatingIp>(&id)?;
-            if let Some(port) = tx.get::<Port>(&fip.floating_port_id)? {
-                db::ports::delete(tx, &port)?;
-            }
-            bury(tx, Key::FloatingIp(id))?;
+            routing::delete_floating(tx, &fip)?;
             Ok(device)
         })
         .await?;

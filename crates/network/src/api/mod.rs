@@ -81,6 +81,7 @@ pub(crate) const RULES: &[(&str, &str)] = &[
     ("update_port:allowed_address_pairs", "rule:admin_or_network_owner"),
     ("update_port:binding:host_id", "rule:admin_only"),
     ("update_port:binding:profile", "rule:admin_only"),
+    ("get_agent", "rule:admin_only"),
     ("get_port:binding", "rule:admin_only"),
     ("create_router:distributed", "rule:admin_only"),
     ("create_router:ha", "rule:admin_only"),

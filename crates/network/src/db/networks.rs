@@ -4,10 +4,10 @@ use base::{Error, NetworkId, ProjectId, Result};
 use contract::net::Key;
 use store::{Query, Tx};
 
-use super::{bury, ipam, ports, wake};
+use super::{bury, ipam, ports, routing, wake};
 use crate::Env;
 use crate::logic::ipam as addresses;
-use crate::model::{Allocation, DISTRIBUTED, Network, Port, RbacPolicy, Subnet};
+use crate::model::{Allocation, DISTRIBUTED, FloatingIp, Network, Port, RbacPolicy, Subnet};
 
 /// The subnets of a network, oldest first.
 pub fn subnets_of(tx: &mut Tx<'_>, net: NetworkId) -> Result<Vec<Subnet>> {
@@ -70,6 +70,10 @@ pub fn drop_metadata(tx: &mut Tx<'_>, subnet: &Subnet) -> Result<()> {
 /// # Errors
 /// `NetworkInUse` where a port of anyone is on it.
 pub fn delete(tx: &mut Tx<'_>, net: &Network) -> Result<()> {
+    // Floating IPs that lead nowhere go with their network, as in Neutron.
+    for fip in tx.list::<FloatingIp>(&Query::new().eq("floating_network_id", net.id).is_null("port_id"))? {
+        routing::delete_floating(tx, &fip)?;
+    }
     let rows = tx.list::<Port>(&Query::new().eq("network_id", net.id))?;
     let mut used: Vec<String> =
         rows.iter().filter(|p| p.device_owner != DISTRIBUTED).map(|p| p.id.to_string()).collect();

@@ -6,7 +6,7 @@ use base::{Error, NetworkId, PortId, Result, RouterId, SubnetId};
 use contract::net::Key;
 use store::{Query, Tx};
 
-use super::wake;
+use super::{bury, wake};
 use crate::logic::ipam::same_version;
 use crate::model::{FixedIp, FloatingIp, Port, ROUTER_INTERFACE, Router, Subnet};
 
@@ -117,6 +117,15 @@ fn detach(tx: &mut Tx<'_>, mut fip: FloatingIp) -> Result<()> {
     disassociate(&mut fip);
     tx.update(&mut fip)?;
     wake(tx, Key::FloatingIp(fip.id))
+}
+
+/// Removes a floating IP and the port that holds its address.
+pub fn delete_floating(tx: &mut Tx<'_>, fip: &FloatingIp) -> Result<()> {
+    tx.delete::<FloatingIp>(&fip.id)?;
+    if let Some(port) = tx.get::<Port>(&fip.floating_port_id)? {
+        super::ports::delete(tx, &port)?;
+    }
+    bury(tx, Key::FloatingIp(fip.id))
 }
 
 /// Takes all floating IPs off a port.

@@ -147,7 +147,7 @@ async fn walk_rest(w: &World) {
     let agents = admin.get("/v2.0/agents").await.expect(200);
     let agent = format!("/v2.0/agents/{}", agents.text_at("/agents/0/id"));
     admin.get(&agent).await.expect(200);
-    foreign.get(&agent).await.expect(403);
+    foreign.get(&agent).await.expect(404);
     own.get("/v2.0/quotas/p1").await.expect(200);
     for end in ["", "/default", "/details", "/details.json"] {
         own.get(&format!("/v2.0/quotas/p1{end}")).await.expect(200);

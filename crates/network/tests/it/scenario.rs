@@ -253,3 +253,19 @@ async fn routes_need_a_next_hop_in_reach() {
         .expect(409);
     assert_eq!(answer.text_at("/NeutronError/type"), "RouterInterfaceInUseByRoute");
 }
+
+#[tokio::test]
+async fn an_external_network_goes_with_its_idle_floating_ips() {
+    let w = world().await;
+    let admin = w.admin();
+    let body = json!({"network": {"name": "ext", "router:external": true}});
+    let net = admin.post("/v2.0/networks", body).await.expect(201).text_at("/network/id");
+    admin.subnet(&net, "198.51.100.0/24").await.expect(201);
+    let body = json!({"floatingip": {"floating_network_id": net}});
+    let fip = w.own().post("/v2.0/floatingips", body).await.expect(201).text_at("/floatingip/id");
+    w.settle().await;
+    admin.delete(&format!("/v2.0/networks/{net}")).await.expect(204);
+    w.own().get(&format!("/v2.0/floatingips/{fip}")).await.expect(404);
+    w.settle().await;
+    assert!(!w.backend.has(Key::FloatingIp(fip.parse().unwrap())));
+}
