@@ -190,6 +190,11 @@ impl FileStorage {
                 fits(size_of(&source, "snapshot").await?, wanted, "snapshot")?;
                 tool::convert(program, &source, disk).await?;
             }
+            VolumeSource::Volume(id) if *id == spec.id => {
+                return Err(Error::not_found(
+                    "the volume's file is missing on this host; it is not made anew, because that would hide the loss",
+                ));
+            }
             VolumeSource::Volume(id) => {
                 let source = self.volume(*id);
                 fits(size_of(&source, "source volume").await?, wanted, "source volume")?;

@@ -208,7 +208,8 @@ pub enum VolumeSource {
     Image(ImageRef),
     /// A snapshot on the same host.
     Snapshot(SnapshotId),
-    /// A copy of another volume on the same host.
+    /// A copy of another volume on the same host. The volume's own id: it was made before and has to be there; one that
+    /// is missing is an error and is never made anew, because that would hide the loss of its content.
     Volume(VolumeId),
 }
 

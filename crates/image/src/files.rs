@@ -20,6 +20,8 @@ use tokio_util::io::ReaderStream;
 const CHUNK: usize = 256 << 10;
 /// Chunks between the network and the disk: what an upload holds in memory.
 const QUEUE: usize = 8;
+/// How long a sender may be silent.
+const STALL: std::time::Duration = std::time::Duration::from_secs(300);
 /// Age at which an unlocked temporary file that no row names is litter.
 const STALE: std::time::Duration = std::time::Duration::from_secs(600);
 
@@ -233,7 +235,12 @@ impl Incoming {
         });
         pin_mut!(stream);
         let mut broken = None;
-        while let Some(chunk) = stream.next().await {
+        loop {
+            let chunk = match tokio::time::timeout(STALL, stream.next()).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(_) => Err(Error::bad_request("No image data came in for too long.")),
+            };
             match chunk {
                 Ok(chunk) if chunk.is_empty() => {}
                 // A closed queue means that the writer gave up; its own answer says why.

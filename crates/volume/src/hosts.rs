@@ -61,7 +61,8 @@ impl HostPart for State {
                 id: v.id,
                 generation: v.meta.generation,
                 size_gib: v.size_gib,
-                source: v.source,
+                // Once made it has to be there: a host that lost it must not hide that with a new one.
+                source: if v.made { VolumeSource::Volume(v.id) } else { v.source },
             },
         ));
         let keep = |s: &Snapshot| {

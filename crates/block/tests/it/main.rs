@@ -348,6 +348,29 @@ async fn volumes_of_running_guests_go_through_the_hypervisor() {
 }
 
 #[tokio::test]
+async fn it_keeps_the_contract() {
+    for format in [Format::Qcow2, Format::Raw] {
+        let lab = Lab::new(format);
+        contract::suite::block_storage(&lab.storage, &lab.entropy).await.unwrap();
+        assert!(lab.leftovers().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_was_made_and_is_missing_is_not_made_anew() {
+    let lab = Lab::new(Format::Qcow2);
+    let mut spec = lab.spec(1, VolumeSource::Blank);
+    lab.storage.ensure(&spec, None).await.unwrap();
+    spec.source = VolumeSource::Volume(spec.id);
+    spec.size_gib = 2;
+    lab.storage.ensure(&spec, None).await.unwrap();
+    assert_eq!(lab.storage.observe().await.unwrap(), [(spec.id, 2)]);
+    std::fs::remove_file(lab.storage.device(spec.id).path).unwrap();
+    assert_eq!(lab.storage.ensure(&spec, None).await.unwrap_err().kind(), Kind::NotFound);
+    assert!(lab.storage.observe().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn files_belong_to_the_configured_user() {
     let directory = TempDir::new().unwrap();
     let me = std::fs::metadata(directory.path()).unwrap();

@@ -94,6 +94,10 @@ pub(crate) async fn create(cx: Ctx<State>, req: Request<Value>) -> Result<Reply>
         "force",
         "metadata",
     ])?;
+    if fields.has("volume_id") && fields.get("volume_id").is_none() {
+        // Null passes Cinder's schema and is then looked for.
+        return Err(no_volume("None"));
+    }
     let volume_id: VolumeId =
         fields.id("volume_id")?.ok_or_else(|| invalid("volume_id", "It is a required property."))?;
     let name = fields.name("name")?.or(fields.name("display_name")?).unwrap_or_default();

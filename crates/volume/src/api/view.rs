@@ -56,7 +56,16 @@ pub(crate) fn summary(cx: &Ctx<State>, project: &ProjectId, volume: &Volume) -> 
     json!({"id": volume.id, "name": volume.name, "links": links(cx, project, &format!("/volumes/{}", volume.id))})
 }
 
-/// Everything about a volume that the caller may read at its microversion.
+/// Everything about a volume that the caller may read at its microversion: what GET shows.
+pub(crate) fn full_volume(cx: &Ctx<State>, project: &ProjectId, one: &Volume, around: &Around) -> Value {
+    let mut view = volume(cx, project, one, around);
+    if let Some(map) = view.as_object_mut() {
+        extensions(cx, one, around, map);
+    }
+    view
+}
+
+/// What POST and PUT answer: without the fields that extensions add to GET.
 pub(crate) fn volume(cx: &Ctx<State>, project: &ProjectId, volume: &Volume, around: &Around) -> Value {
     let mut metadata = volume.metadata.clone();
     if let Some(readonly) = volume.readonly {
@@ -98,26 +107,31 @@ pub(crate) fn volume(cx: &Ctx<State>, project: &ProjectId, volume: &Volume, arou
         "consistencygroup_id": null,
         "multiattach": volume.multiattach,
         "migration_status": null,
-        "os-vol-tenant-attr:tenant_id": volume.project_id,
     });
     if let Some(map) = view.as_object_mut() {
-        newer(cx, volume, around, map);
+        newer(cx, volume, map);
     }
     view
 }
 
-/// Fields of later microversions, and of administrators.
-fn newer(cx: &Ctx<State>, volume: &Volume, around: &Around, map: &mut Map<String, Value>) {
-    let admin = cx.is_admin();
+/// Fields that extensions add.
+fn extensions(cx: &Ctx<State>, volume: &Volume, around: &Around, map: &mut Map<String, Value>) {
     let mut put = |name: &str, value: Value| map.insert(name.to_owned(), value);
+    put("os-vol-tenant-attr:tenant_id", json!(volume.project_id));
     if !volume.image_metadata.is_empty() {
         put("volume_image_metadata", json!(volume.image_metadata));
     }
-    if admin {
+    if cx.is_admin() {
         put("os-vol-host-attr:host", json!(around.host(volume.host)));
         put("os-vol-mig-status-attr:migstat", Value::Null);
         put("os-vol-mig-status-attr:name_id", Value::Null);
     }
+}
+
+/// Fields of later microversions.
+fn newer(cx: &Ctx<State>, volume: &Volume, map: &mut Map<String, Value>) {
+    let admin = cx.is_admin();
+    let mut put = |name: &str, value: Value| map.insert(name.to_owned(), value);
     if cx.since(3, 13) {
         put("group_id", Value::Null);
     }

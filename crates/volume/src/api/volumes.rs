@@ -103,7 +103,9 @@ async fn listing(cx: Ctx<State>, req: Request<()>, full: bool) -> Result<Reply> 
     let next = page.cut(&mut volumes, |v| v.id.to_string())?;
     let items = volumes
         .iter()
-        .map(|v| if full { view::volume(&cx, &project, v, &around) } else { view::summary(&cx, &project, v) })
+        .map(|v| {
+            if full { view::full_volume(&cx, &project, v, &around) } else { view::summary(&cx, &project, v) }
+        })
         .collect();
     Ok(paged(&cx, &req, &page, "volumes", items, next, count))
 }
@@ -170,15 +172,12 @@ pub(crate) async fn show(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
 /// `{"volume": …}` of a volume the operation may read.
 fn shown(tx: &mut Tx<'_>, cx: &Ctx<State>, project: &ProjectId, id: VolumeId) -> Result<Value> {
     let found = volume(tx, cx, id)?;
-    render(tx, cx, project, &found)
+    let around = Around::load(tx, std::slice::from_ref(&found))?;
+    Ok(json!({"volume": view::full_volume(cx, project, &found, &around)}))
 }
 
-pub(crate) fn render(
-    tx: &mut Tx<'_>,
-    cx: &Ctx<State>,
-    project: &ProjectId,
-    volume: &Volume,
-) -> Result<Value> {
+/// `{"volume": …}` as the answer to a change.
+fn render(tx: &mut Tx<'_>, cx: &Ctx<State>, project: &ProjectId, volume: &Volume) -> Result<Value> {
     let around = Around::load(tx, std::slice::from_ref(volume))?;
     Ok(json!({"volume": view::volume(cx, project, volume, &around)}))
 }

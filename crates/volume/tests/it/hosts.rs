@@ -28,6 +28,12 @@ async fn a_volume_is_made_grown_and_deleted_by_the_only_host() {
     assert_eq!(host.spec(&lab).await, spec, "the same question has the same answer");
     host.turn(&lab).await;
     assert_eq!(status(&own, "p1", &id).await, "available");
+    let spec = host.spec(&lab).await;
+    assert_eq!(
+        spec.volumes[0].source,
+        VolumeSource::Volume(spec.volumes[0].id),
+        "from now on it has to be there"
+    );
     let admin = lab.as_("admin").get(&format!("/v3/admin-project/volumes/{id}")).await;
     assert_eq!(admin.text_at("/volume/os-vol-host-attr:host"), "h1@local#local");
 

@@ -29,6 +29,10 @@ async fn a_volume_as_cinder_shows_it() {
     let body = json!({"volume": {"size": "1", "display_name": "n", "display_description": "d", "metadata": {"Type": "work"}}});
     let made = old.post("/v3/p1/volumes", body).await.expect(202);
     let id = made.text_at("/volume/id");
+    assert!(
+        !made.text().contains("os-vol"),
+        "extensions add to what is shown, not to what a creation answers"
+    );
     done(&lab, &mut host).await;
     let _ = act(&own, "p1", &id, json!({"os-update_readonly_flag": {"readonly": true}})).await.expect(202);
     let base = json!({
@@ -289,6 +293,7 @@ async fn lists() {
         (&json!(6), &json!(16))
     );
     // Snapshots.
+    let _ = own.post("/v3/p1/snapshots", json!({"snapshot": {"volume_id": null}})).await.expect(404);
     let id = own.get("/v3/p1/volumes?name=v0").await.text_at("/volumes/0/id");
     for i in 0..3 {
         lab.clock.advance(Duration::from_secs(1));
