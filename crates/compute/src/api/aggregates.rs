@@ -245,6 +245,7 @@ struct Changes {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Update {
+    #[serde(deserialize_with = "super::lists::object")]
     aggregate: Changes,
 }
 

@@ -144,6 +144,8 @@ fn wanted(cx: &Ctx<State>, text: Option<&str>) -> Result<Option<bool>> {
 
 async fn collection(cx: Ctx<State>, req: Request<()>, detail: bool) -> Result<Reply> {
     cx.allow(&Target::none())?;
+    let known = ["limit", "marker", "is_public", "minRam", "minDisk", "sort_key", "sort_dir"];
+    super::lists::strict(&cx, &req, &known)?;
     let query = req.query_pairs();
     let page = req.page(cx.state().config.max_limit)?;
     let public = wanted(&cx, query.get("is_public"))?;
@@ -308,6 +310,9 @@ async fn create(cx: Ctx<State>, req: Request<Create>) -> Result<Reply> {
     gate(&cx, !new.description.is_absent(), 2, 55, "description")?;
     let id = flavor_id(&cx, new.id)?;
     let name = new.name.into_string();
+    if name.trim() != name {
+        return Err(cx.dialect().invalid_field("name", "it may not begin or end with a blank"));
+    }
     let size = FlavorSize {
         vcpus: u32::try_from(new.vcpus.get()).unwrap_or(1),
         ram: new.ram.unsigned(),

@@ -2,6 +2,8 @@
 
 use ::api::{Ctx, Page, Request, Target};
 use base::{Error, HostId, Result};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::State;
 
@@ -52,4 +54,19 @@ pub(crate) fn number(id: HostId) -> u64 {
     let bytes = id.0.as_bytes();
     let word = bytes.iter().take(4).fold(0_u64, |n, b| n << 8 | u64::from(*b));
     (word & 0x7fff_ffff).max(10)
+}
+
+/// Reads a struct from an object only: serde would also take a list of the fields, empty where all may be missing.
+pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    struct Only<T>(std::marker::PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Only<T> {
+        type Value = T;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_map(Only(std::marker::PhantomData))
 }

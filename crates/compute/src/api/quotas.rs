@@ -236,6 +236,7 @@ fn unexpected(cx: &Ctx<State>, field: &str) -> Error {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Update {
+    #[serde(deserialize_with = "super::lists::object")]
     quota_set: Limits,
 }
 
@@ -303,6 +304,7 @@ async fn delete(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct UpdateClass {
+    #[serde(deserialize_with = "super::lists::object")]
     quota_class_set: Limits,
 }
 

@@ -97,7 +97,8 @@ async fn lists_filter_sort_and_page() {
     let lab = Lab::new().await;
     let admin = lab.at("admin", "2.96");
     for (name, ram, disk, public) in [("a", 512, 1, true), ("b", 1024, 5, true), ("c", 2048, 10, false)] {
-        let extra = json!({"id": name, "name": name, "ram": ram, "disk": disk, "os-flavor-access:is_public": public});
+        let extra =
+            json!({"id": name, "name": name, "ram": ram, "disk": disk, "os-flavor-access:is_public": public});
         let _ = admin.post("/v2.1/flavors", body(extra)).await.expect(200);
     }
     for (query, expected) in [
@@ -116,7 +117,8 @@ async fn lists_filter_sort_and_page() {
     }
     let first = admin.get("/v2.1/flavors?limit=1").await.expect(200);
     assert!(first.text_at("/flavors_links/0/href").contains("marker=a"), "{}", first.text());
-    for bad in ["minRam=x", "minDisk=1.5", "is_public=maybe", "limit=-1", "marker=nothing", "sort_key=colour"] {
+    for bad in ["minRam=x", "minDisk=1.5", "is_public=maybe", "limit=-1", "marker=nothing", "sort_key=colour"]
+    {
         let _ = admin.get(&format!("/v2.1/flavors/detail?{bad}")).await.expect(400);
     }
 }
@@ -169,7 +171,8 @@ async fn standard_flavors_are_seeded_once() {
     let lab = Lab::new().await;
     compute::seed_flavors(&lab.store, false).await.unwrap();
     compute::seed_flavors(&lab.store, true).await.unwrap();
-    let list = lab.at("reader:p1", "2.61").get("/v2.1/flavors/detail?limit=100").await.expect(200).at("/flavors");
+    let list =
+        lab.at("reader:p1", "2.61").get("/v2.1/flavors/detail?limit=100").await.expect(200).at("/flavors");
     let list = list.as_array().unwrap();
     assert_eq!(list.len(), 15);
     let disk = list.iter().find(|f| f["name"] == "SCS-2V-4-20s").unwrap();

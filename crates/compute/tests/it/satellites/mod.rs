@@ -37,7 +37,7 @@ impl Lab {
 
     pub async fn with(change: impl FnOnce(&mut Config)) -> Lab {
         let clock = Arc::new(ManualClock::default());
-        let store = Store::memory(clock.clone(), &[("compute", compute::MIGRATIONS)]).await.unwrap();
+        let store = Store::memory(clock.clone(), &[("compute", MIGRATIONS)]).await.unwrap();
         let mut config = Config::default();
         change(&mut config);
         let nobody = Arc::new(Nobody);
@@ -180,7 +180,7 @@ impl Images for Nobody {
     async fn describe(&self, _: ImageId) -> Result<ImageInfo> {
         nobody()
     }
-    async fn read(&self, _: ImageId, _: u64) -> Result<BoxStream<'static, Result<bytes::Bytes>>> {
+    async fn read(&self, _: ImageId, _: u64) -> Result<BoxStream<'static, Result<axum::body::Bytes>>> {
         nobody()
     }
     async fn local_path(&self, _: ImageId) -> Result<Option<std::path::PathBuf>> {
