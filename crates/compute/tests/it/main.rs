@@ -1,0 +1,7 @@
+//! Compute against real placement, real agents on simulated drivers, and networks, volumes and images in memory.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+
+mod lifecycle;
+mod satellites;
+mod world;

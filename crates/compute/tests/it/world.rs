@@ -1,0 +1,585 @@
+//! A small cloud in one process.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use api::testing::{Answer, Client, FakeAuthenticator};
+use async_trait::async_trait;
+use base::{
+    AttachmentId, Clock, Entropy, Error, HostId, ImageId, MacAddr, NetworkId, PortId, ProjectId, Result,
+    SecurityGroupId, ServerId, SnapshotId, SubnetId, SystemClock, VolumeId,
+};
+use bytes::Bytes;
+use contract::AuthContext;
+use contract::host::{HostReport, HostSpec, VolumeSource, VolumeSpec};
+use contract::services::*;
+use futures::stream::BoxStream;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use store::Store;
+
+/// Fails the next `n` calls.
+#[derive(Default)]
+pub struct Faults(AtomicU32);
+
+impl Faults {
+    pub fn next(&self, n: u32) {
+        self.0.store(n, Ordering::SeqCst);
+    }
+    fn check(&self) -> Result<()> {
+        let left = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        if left.is_ok() { Err(Error::unavailable("injected fault")) } else { Ok(()) }
+    }
+}
+
+#[derive(Default)]
+pub struct Nets {
+    pub networks: Mutex<BTreeMap<NetworkId, NetworkInfo>>,
+    pub ports: Mutex<BTreeMap<PortId, PortInfo>>,
+    pub faults: Faults,
+    pub full: std::sync::atomic::AtomicBool,
+}
+
+impl Nets {
+    pub fn add(&self, project: &str, name: &str) -> NetworkId {
+        let id = NetworkId(uuid::Uuid::new_v4());
+        let info = NetworkInfo {
+            id,
+            name: name.into(),
+            project_id: ProjectId::new(project),
+            shared: false,
+            external: false,
+            subnets: vec![SubnetId(uuid::Uuid::new_v4())],
+            port_security: true,
+        };
+        self.networks.lock().insert(id, info);
+        id
+    }
+
+    pub fn add_port(&self, project: &str, network: NetworkId) -> PortId {
+        let id = PortId(uuid::Uuid::new_v4());
+        let port = self.make(id, network, ProjectId::new(project), String::new(), None);
+        self.ports.lock().insert(id, port);
+        id
+    }
+
+    fn make(
+        &self,
+        id: PortId,
+        network: NetworkId,
+        project: ProjectId,
+        device: String,
+        ip: Option<IpAddr>,
+    ) -> PortInfo {
+        let n = u32::try_from(self.ports.lock().len()).unwrap() + 10;
+        let ip = ip.unwrap_or_else(|| IpAddr::from(std::net::Ipv4Addr::from(0x0a00_0000 + n)));
+        let networks = self.networks.lock();
+        let info = &networks[&network];
+        PortInfo {
+            id,
+            network_id: network,
+            network_name: info.name.clone(),
+            project_id: project,
+            status: "ACTIVE".into(),
+            mac: MacAddr([
+                0xfa,
+                0x16,
+                0x3e,
+                0,
+                u8::try_from(n >> 8 & 255).unwrap(),
+                u8::try_from(n & 255).unwrap(),
+            ]),
+            mtu: 1442,
+            fixed_ips: vec![FixedIpInfo {
+                subnet_id: info.subnets[0],
+                ip,
+                cidr: "10.0.0.0/8".parse().unwrap(),
+                gateway: None,
+                dns_servers: vec![],
+                dhcp: true,
+                host_routes: vec![],
+            }],
+            floating_ips: vec![],
+            device_id: device,
+            host: None,
+            security_groups: vec![(SecurityGroupId(uuid::Uuid::nil()), "default".into())],
+            metadata_port: None,
+        }
+    }
+}
+
+fn sees(auth: &AuthContext, project: &ProjectId) -> bool {
+    auth.project_id() == Some(project) || auth.has_role("admin")
+}
+
+#[async_trait]
+impl Networks for Nets {
+    async fn available(&self, auth: &AuthContext) -> Result<Vec<NetworkInfo>> {
+        Ok(self
+            .networks
+            .lock()
+            .values()
+            .filter(|n| auth.project_id() == Some(&n.project_id))
+            .cloned()
+            .collect())
+    }
+    async fn network(&self, auth: &AuthContext, id: NetworkId) -> Result<NetworkInfo> {
+        let found = self.networks.lock().get(&id).filter(|n| sees(auth, &n.project_id)).cloned();
+        found.ok_or_else(|| Error::not_found("no network"))
+    }
+    async fn port(&self, auth: &AuthContext, id: PortId) -> Result<PortInfo> {
+        let found = self.ports.lock().get(&id).filter(|p| sees(auth, &p.project_id)).cloned();
+        found.ok_or_else(|| Error::not_found("no port"))
+    }
+    async fn security_groups(&self, _: &AuthContext, names: &[String]) -> Result<Vec<SecurityGroupId>> {
+        if names.iter().any(|n| n == "missing") {
+            return Err(Error::bad_request("Security group missing not found."));
+        }
+        Ok(vec![SecurityGroupId(uuid::Uuid::nil())])
+    }
+    async fn ensure_port(&self, r: &PortRequest) -> Result<PortInfo> {
+        self.faults.check()?;
+        if self.full.load(Ordering::SeqCst) {
+            return Err(Error::over_quota("Quota exceeded for resources: ['port']."));
+        }
+        if let Some(held) = self.ports.lock().get(&r.id) {
+            return Ok(held.clone());
+        }
+        let port = self.make(r.id, r.network_id, r.project_id.clone(), r.device_id.clone(), r.fixed_ip);
+        self.ports.lock().insert(r.id, port.clone());
+        Ok(port)
+    }
+    async fn claim_port(&self, port: PortId, device: &str, _: &str) -> Result<PortInfo> {
+        self.faults.check()?;
+        let mut ports = self.ports.lock();
+        let held = ports.get_mut(&port).ok_or_else(|| Error::not_found("no port"))?;
+        if !held.device_id.is_empty() && held.device_id != device {
+            return Err(Error::conflict("in use"));
+        }
+        held.device_id = device.into();
+        Ok(held.clone())
+    }
+    async fn bind_port(&self, port: PortId, host: Option<&str>) -> Result<()> {
+        self.faults.check()?;
+        if let Some(p) = self.ports.lock().get_mut(&port) {
+            p.host = host.map(str::to_owned);
+        }
+        Ok(())
+    }
+    async fn release_port(&self, port: PortId, device: &str) -> Result<()> {
+        self.faults.check()?;
+        if let Some(p) = self.ports.lock().get_mut(&port).filter(|p| p.device_id == device) {
+            p.device_id.clear();
+            p.host = None;
+        }
+        Ok(())
+    }
+    async fn delete_port(&self, port: PortId) -> Result<()> {
+        self.faults.check()?;
+        self.ports.lock().remove(&port);
+        Ok(())
+    }
+    async fn ports_of(&self, devices: &[String]) -> Result<BTreeMap<String, Vec<PortInfo>>> {
+        let mut all: BTreeMap<String, Vec<PortInfo>> = BTreeMap::new();
+        for port in self.ports.lock().values().filter(|p| devices.contains(&p.device_id)) {
+            all.entry(port.device_id.clone()).or_default().push(port.clone());
+        }
+        Ok(all)
+    }
+    async fn set_security_group(
+        &self,
+        _: &AuthContext,
+        device: &str,
+        group: &str,
+        present: bool,
+    ) -> Result<()> {
+        if group == "missing" {
+            return Err(Error::not_found("Security group missing not found."));
+        }
+        for port in self.ports.lock().values_mut().filter(|p| p.device_id == device) {
+            port.security_groups.retain(|(_, n)| n != group);
+            if present {
+                port.security_groups.push((SecurityGroupId(uuid::Uuid::new_v4()), group.into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+pub struct Vols {
+    pub volumes: Mutex<BTreeMap<VolumeId, VolumeInfo>>,
+    pub faults: Faults,
+    nudge: Mutex<Option<compute::Nudge>>,
+}
+
+impl Vols {
+    pub fn add(&self, project: &str, host: HostId) -> VolumeId {
+        let id = VolumeId(uuid::Uuid::new_v4());
+        self.volumes.lock().insert(id, info(id, ProjectId::new(project), 1, "available", Some(host)));
+        self.nudge.lock().as_ref().unwrap().host_changed(host);
+        id
+    }
+    pub fn status(&self, id: VolumeId) -> String {
+        self.volumes.lock().get(&id).map_or_else(|| "gone".into(), |v| v.status.clone())
+    }
+}
+
+fn info(id: VolumeId, project: ProjectId, size: u64, status: &str, host: Option<HostId>) -> VolumeInfo {
+    VolumeInfo {
+        id,
+        project_id: project,
+        status: status.into(),
+        size_gib: size,
+        bootable: true,
+        multiattach: false,
+        host,
+        image_metadata: BTreeMap::new(),
+        image_id: None,
+        attachments: vec![],
+    }
+}
+
+#[async_trait]
+impl Volumes for Vols {
+    async fn get(&self, auth: &AuthContext, id: VolumeId) -> Result<VolumeInfo> {
+        let found = self.volumes.lock().get(&id).filter(|v| sees(auth, &v.project_id)).cloned();
+        found.ok_or_else(|| Error::not_found("no volume"))
+    }
+    async fn snapshot(&self, _: &AuthContext, _: SnapshotId) -> Result<(VolumeId, u64)> {
+        Err(Error::not_found("no snapshot"))
+    }
+    async fn describe(&self, id: VolumeId) -> Result<VolumeInfo> {
+        self.volumes
+            .lock()
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| Error::not_found(format!("Volume {id} could not be found.")))
+    }
+    async fn ensure_volume(&self, r: &VolumeRequest) -> Result<VolumeInfo> {
+        self.faults.check()?;
+        let made = {
+            let mut all = self.volumes.lock();
+            all.entry(r.id)
+                .or_insert_with(|| info(r.id, r.project_id.clone(), r.size_gib, "creating", r.host))
+                .clone()
+        };
+        if let (Some(host), Some(nudge)) = (r.host, self.nudge.lock().as_ref()) {
+            nudge.host_changed(host);
+        }
+        Ok(made)
+    }
+    async fn reserve(&self, volume: VolumeId, attachment: AttachmentId, server: ServerId) -> Result<()> {
+        self.faults.check()?;
+        let mut all = self.volumes.lock();
+        let held = all.get_mut(&volume).ok_or_else(|| Error::not_found("no volume"))?;
+        if held.attachments.iter().any(|(a, ..)| *a == attachment) {
+            return Ok(());
+        }
+        if held.status != "available" {
+            return Err(Error::conflict(format!("volume is {}", held.status)));
+        }
+        held.status = "reserved".into();
+        held.attachments.push((attachment, server, String::new()));
+        Ok(())
+    }
+    async fn attached(&self, volume: VolumeId, _: AttachmentId, device: &str, _: HostId) -> Result<()> {
+        self.faults.check()?;
+        if let Some(v) = self.volumes.lock().get_mut(&volume) {
+            v.status = "in-use".into();
+            v.attachments[0].2 = device.into();
+        }
+        Ok(())
+    }
+    async fn detached(&self, volume: VolumeId, attachment: AttachmentId) -> Result<()> {
+        self.faults.check()?;
+        if let Some(v) = self.volumes.lock().get_mut(&volume) {
+            v.attachments.retain(|(a, ..)| *a != attachment);
+            v.status = "available".into();
+        }
+        Ok(())
+    }
+    async fn delete(&self, volume: VolumeId) -> Result<()> {
+        self.faults.check()?;
+        self.volumes.lock().remove(&volume);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl HostPart for Vols {
+    async fn contribute(&self, host: HostId, spec: &mut HostSpec) -> Result<()> {
+        for v in self.volumes.lock().values().filter(|v| v.host == Some(host)) {
+            let source = VolumeSource::Blank;
+            spec.volumes.push(VolumeSpec { id: v.id, generation: 1, size_gib: v.size_gib, source });
+        }
+        Ok(())
+    }
+    async fn report(&self, report: &HostReport) -> Result<()> {
+        for r in report.volumes.iter().filter(|r| r.ready) {
+            if let Some(v) = self.volumes.lock().get_mut(&r.id).filter(|v| v.status == "creating") {
+                v.status = "available".into();
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+pub struct Imgs(pub Mutex<BTreeMap<ImageId, ImageInfo>>);
+
+impl Imgs {
+    pub fn add(&self, name: &str) -> ImageId {
+        let id = ImageId(uuid::Uuid::new_v4());
+        self.0.lock().insert(
+            id,
+            ImageInfo {
+                id,
+                name: name.into(),
+                status: "active".into(),
+                owner: None,
+                disk_format: "qcow2".into(),
+                container_format: "bare".into(),
+                size: 1 << 20,
+                virtual_size: 1 << 30,
+                min_disk_gib: 1,
+                min_ram_mib: 64,
+                sha512: "00".into(),
+                properties: BTreeMap::new(),
+            },
+        );
+        id
+    }
+}
+
+#[async_trait]
+impl Images for Imgs {
+    async fn get(&self, _: &AuthContext, id: ImageId) -> Result<ImageInfo> {
+        self.describe(id).await
+    }
+    async fn describe(&self, id: ImageId) -> Result<ImageInfo> {
+        self.0.lock().get(&id).cloned().ok_or_else(|| Error::not_found("no image"))
+    }
+    async fn read(&self, _: ImageId, _: u64) -> Result<BoxStream<'static, Result<Bytes>>> {
+        Ok(Box::pin(futures::stream::empty()))
+    }
+    async fn local_path(&self, _: ImageId) -> Result<Option<std::path::PathBuf>> {
+        Ok(None)
+    }
+}
+
+#[derive(Default)]
+struct Access(Mutex<BTreeMap<HostId, Arc<agent::Agent>>>);
+
+#[async_trait]
+impl HostAccess for Access {
+    async fn console_log(&self, host: HostId, server: ServerId, length: Option<usize>) -> Result<String> {
+        let found = self.0.lock().get(&host).cloned();
+        found.ok_or_else(|| Error::unavailable("no such host"))?.console_log(host, server, length).await
+    }
+}
+
+pub struct World {
+    pub state: Arc<compute::State>,
+    pub placement: Arc<placement::State>,
+    pub router: axum::Router,
+    pub store: Store,
+    pub nets: Arc<Nets>,
+    pub vols: Arc<Vols>,
+    pub images: Arc<Imgs>,
+    pub hosts: Vec<(HostId, sim::SimHost)>,
+    pub network: NetworkId,
+    pub image: ImageId,
+    pub nudge: compute::Nudge,
+    pub entropy: Entropy,
+    handle: Mutex<Option<reconcile::Handle>>,
+    stop: tokio::sync::watch::Sender<bool>,
+    _dir: tempfile::TempDir,
+}
+
+pub const FLAVOR: &str = "SCS-1L-1-5";
+
+impl World {
+    pub async fn new(hosts: u64) -> Arc<Self> {
+        Self::with(hosts, compute::Config::default(), true).await
+    }
+
+    pub async fn with(count: u64, config: compute::Config, run: bool) -> Arc<Self> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let entropy = Entropy::seeded(7);
+        let store = Store::memory(
+            clock.clone(),
+            &[("placement", placement::MIGRATIONS), ("compute", compute::MIGRATIONS)],
+        )
+        .await
+        .unwrap();
+        compute::seed_flavors(&store, true).await.unwrap();
+        let auth = Arc::new(FakeAuthenticator);
+        let placement = placement::State::new(
+            placement::Config::default(),
+            store.clone(),
+            auth.clone(),
+            clock.clone(),
+            entropy.clone(),
+        )
+        .unwrap();
+        let (nets, vols, images) =
+            (Arc::new(Nets::default()), Arc::new(Vols::default()), Arc::new(Imgs::default()));
+        let nudge = compute::Nudge::default();
+        *vols.nudge.lock() = Some(nudge.clone());
+        let deps = compute::Deps {
+            images: images.clone(),
+            networks: nets.clone(),
+            volumes: vols.clone(),
+            placement: placement.clone(),
+            host_parts: vec![vols.clone()],
+        };
+        let state =
+            compute::State::new(config, store.clone(), auth, clock.clone(), entropy.clone(), deps, &nudge)
+                .unwrap();
+        let network = nets.add("p1", "private");
+        let image = images.add("mini");
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let dir = tempfile::tempdir().unwrap();
+        let fabric = Arc::new(sim::SimNetwork::default());
+        let access = Arc::new(Access::default());
+        let mut hosts = Vec::new();
+        for n in 0..count {
+            let profile =
+                sim::Profile { boot_ms: 0..=2, vcpus: 64, memory_mib: 256 * 1024, ..sim::Profile::default() };
+            let host = sim::SimHost::new(&format!("sim-{n}"), profile, &entropy, fabric.clone());
+            let id = HostId::random(&entropy);
+            let drivers = agent::Drivers {
+                hypervisor: host.hypervisor.clone(),
+                storage: host.storage.clone(),
+                network: host.network.clone(),
+                images: host.images.clone(),
+            };
+            let config =
+                agent::Config { host: id, state_dir: dir.path().join(format!("h{n}")), boot_id: "b".into() };
+            std::fs::create_dir_all(&config.state_dir).unwrap();
+            let agent = agent::Agent::new(config, drivers, state.clone(), clock.clone()).unwrap();
+            access.0.lock().insert(id, agent.clone());
+            tokio::spawn(agent.run(stopped.clone()));
+            hosts.push((id, host));
+        }
+        state.set_host_access(access);
+        let world = Arc::new(World {
+            router: compute::router(state.clone()),
+            state,
+            placement,
+            store,
+            nets,
+            vols,
+            images,
+            hosts,
+            network,
+            image,
+            nudge,
+            entropy,
+            handle: Mutex::new(None),
+            stop,
+            _dir: dir,
+        });
+        if run {
+            world.start().await;
+        }
+        if count > 0 && run {
+            let admin = world.client("admin:adm").at("compute 2.96");
+            world
+                .until("all hosts registered", || async {
+                    let list = admin.get("/v2.1/os-services?binary=nova-compute").await;
+                    list.at("/services").as_array().is_some_and(|l| l.len() as u64 == count)
+                })
+                .await;
+        }
+        world
+    }
+
+    pub async fn start(&self) {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let mut controller = reconcile::Controller::new(self.store.clone(), clock, self.entropy.clone());
+        for one in self.state.reconcilers() {
+            let limits =
+                reconcile::Limits { first: Duration::from_millis(5), most: Duration::from_millis(50) };
+            let options = reconcile::Options { workers: 16, limits, ..reconcile::Options::default() };
+            controller = controller.add(one, options);
+        }
+        let handle = controller.start().await.unwrap();
+        self.state.set_controller(handle.clone());
+        *self.handle.lock() = Some(handle);
+    }
+
+    pub fn client(&self, token: &str) -> Client {
+        Client::new(self.router.clone()).with_token(token)
+    }
+
+    pub fn member(&self) -> Client {
+        self.client("member:p1:u1").at("compute 2.96")
+    }
+
+    /// Waits for a condition, at most ten seconds.
+    pub async fn until<F, R>(&self, what: &str, condition: F)
+    where
+        F: Fn() -> R,
+        R: Future<Output = bool>,
+    {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while !condition().await {
+            assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+
+    pub fn body(&self, name: &str) -> Value {
+        json!({"server": {
+            "name": name, "flavorRef": self.flavor(FLAVOR), "imageRef": self.image.to_string(),
+            "networks": [{"uuid": self.network.to_string()}],
+        }})
+    }
+
+    pub fn flavor(&self, name: &str) -> String {
+        uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, format!("scs-flavor:{name}").as_bytes()).to_string()
+    }
+
+    pub async fn show(&self, id: &str) -> Answer {
+        self.client("admin:adm").at("compute 2.96").get(&format!("/v2.1/servers/{id}")).await
+    }
+
+    pub async fn wait(&self, id: &str, status: &str) -> Answer {
+        self.until(&format!("{id} {status}"), || async {
+            self.show(id).await.text_at("/server/status") == status
+        })
+        .await;
+        self.until(&format!("{id} idle"), || async {
+            self.show(id).await.at("/server/OS-EXT-STS:task_state").is_null()
+        })
+        .await;
+        self.show(id).await
+    }
+
+    /// A server that runs.
+    pub async fn boot(&self, name: &str) -> String {
+        let made = self.member().post("/v2.1/servers", self.body(name)).await.expect(202);
+        let id = made.text_at("/server/id");
+        self.wait(&id, "ACTIVE").await;
+        id
+    }
+
+    pub async fn act(&self, id: &str, body: Value) -> Answer {
+        self.member().post(&format!("/v2.1/servers/{id}/action"), body).await
+    }
+
+    pub async fn gone(&self, id: &str) {
+        self.until(&format!("{id} gone"), || async { self.show(id).await.status == 404 }).await;
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}
