@@ -80,6 +80,10 @@ pub async fn login(state: &State, body: &Value) -> Result<(String, Arc<Validated
         prove(state, method, &mut proof).await?;
     }
     let Some((user_id, generation)) = proof.user.clone() else { return Err(unauthorized()) };
+    let (of, passed) = (user_id.clone(), proof.methods.clone());
+    if !state.store.read(move |tx| enough(tx, &of, &passed)).await? {
+        return Err(unauthorized());
+    }
     if proof.from_system && matches!(wanted, Wanted::Project(_) | Wanted::Domain(_)) {
         return Err(forbidden(
             "Using a system-scoped token to create a project-scoped or domain-scoped token is not allowed.",
@@ -291,6 +295,35 @@ fn scope_of(tx: &mut Tx<'_>, user: &UserId, wanted: &Wanted) -> Result<Option<Pa
 }
 
 // ---- proving
+
+/// Reads `multi_factor_auth_rules`: a list of lists of methods.
+///
+/// # Errors
+/// `BadRequest` where it is none.
+pub fn method_rules(value: &Value) -> Result<Vec<Vec<String>>> {
+    if value.is_null() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_value(value.clone())
+        .map_err(|_| invalid("options/multi_factor_auth_rules", "must be a list of lists of method names"))
+}
+
+/// Whether the methods that were passed are enough for the user: all methods of one of the user's rules, if there are
+/// rules. Methods this cloud does not have are left out of a rule, and a rule without any other is none.
+fn enough(tx: &mut Tx<'_>, user: &UserId, passed: &[&str]) -> Result<bool> {
+    let options = tx.get::<User>(user)?.map(|u| u.options).unwrap_or_default();
+    if options.get("multi_factor_auth_enabled") == Some(&Value::Bool(false)) {
+        return Ok(true);
+    }
+    let rules = options.get("multi_factor_auth_rules").map_or(Ok(Vec::new()), method_rules)?;
+    let known = ["password", "token", "application_credential"];
+    let mut rules: Vec<Vec<String>> = rules
+        .into_iter()
+        .map(|rule| rule.into_iter().filter(|m| known.contains(&m.as_str())).collect())
+        .collect();
+    rules.retain(|rule| !rule.is_empty());
+    Ok(rules.is_empty() || rules.iter().any(|rule| rule.iter().all(|m| passed.contains(&m.as_str()))))
+}
 
 async fn prove(state: &State, one: Method, proof: &mut Proof) -> Result<()> {
     match one {

@@ -230,6 +230,26 @@ async fn no_more_than_managed(cx: &Cx, role: &RoleId) -> Result<()> {
     if implied.iter().all(managed) { Ok(()) } else { Err(cx.dialect().policy_denied(&cx.op().policy)) }
 }
 
+/// Who is no administrator leaves alone the accounts and memberships that carry `admin` or a right on the system: a
+/// domain's manager must not become administrator by a password reset, nor by joining a group.
+pub(super) async fn not_of_administrators(cx: &Cx, actor: Actor) -> Result<()> {
+    if cx.allows("admin_required", &Target::none()) {
+        return Ok(());
+    }
+    let of_administrators = cx
+        .read(move |tx| {
+            let held = match &actor {
+                Actor::User(id) => directory::assignments_of(tx, id)?,
+                Actor::Group(id) => tx.list::<Assignment>(&Query::new().eq("group_id", id))?,
+            };
+            let roles = held.iter().map(|a| a.role_id.clone()).collect();
+            let admin = directory::expand(tx, &roles)?.iter().any(|r| r.name == "admin");
+            Ok(admin || held.iter().any(|a| a.place() == Place::System))
+        })
+        .await?;
+    if of_administrators { Err(cx.dialect().policy_denied(&cx.op().policy)) } else { Ok(()) }
+}
+
 fn actor_of(assignment: &Assignment) -> Result<Actor> {
     match (&assignment.user_id, &assignment.group_id) {
         (Some(id), _) => Ok(Actor::User(id.clone())),

@@ -5,10 +5,11 @@ use base::{DomainId, Error, GroupId, Result, UserId};
 use serde_json::{Value, json};
 use store::{Query, Tx};
 
+use super::grants::not_of_administrators;
 use super::{Cx, default_domain, enforce, entity, listed, one, own_domain_target, token_domain, users};
 use crate::directory;
 use crate::logic::body::{Doc, Kind, may, may_null, must, shape};
-use crate::model::{Assignment, Group, Membership, User};
+use crate::model::{Actor, Assignment, Group, Membership, User};
 use crate::state::State;
 use crate::words::{no_group, no_user, told};
 
@@ -198,6 +199,7 @@ async fn pair(cx: &Cx, req: &Request<()>) -> Result<(GroupId, UserId)> {
 
 async fn add(cx: Cx, req: Request<()>) -> Result<Reply> {
     let (group, user) = pair(&cx, &req).await?;
+    not_of_administrators(&cx, Actor::Group(group.clone())).await?;
     cx.write(move |tx| {
         directory::group(tx, &group)?;
         directory::user(tx, &user)?;

@@ -5,13 +5,14 @@ use base::{DomainId, Error, ProjectId, Result, UserId};
 use serde_json::{Map, Value, json};
 use store::{Query, Tx};
 
+use super::grants::not_of_administrators;
 use super::{
     Cx, default_domain, enforce, entity, groups, listed, one, options, own_domain_target, projects,
     token_domain,
 };
 use crate::directory;
 use crate::logic::body::{Doc, Fields, Kind, may, may_null, must, shape};
-use crate::model::{AccessRule, ApplicationCredential, Assignment, Domain, Group, Membership, User};
+use crate::model::{AccessRule, Actor, ApplicationCredential, Assignment, Domain, Group, Membership, User};
 use crate::state::State;
 use crate::words::{no_user, told, unauthorized};
 
@@ -160,6 +161,10 @@ async fn create(cx: Cx, req: Request<Doc<UserCreate>>) -> Result<Reply> {
         Some(password) => Some(cx.passwords.hash(&password, &cx.entropy).await?),
         None => None,
     };
+    let given = options(fields.object("options"), OPTIONS)?.unwrap_or_default();
+    if let Some(rules) = given.get("multi_factor_auth_rules") {
+        crate::login::method_rules(rules)?;
+    }
     let user = User {
         id: UserId::random(&cx.entropy),
         meta: store::Meta::default(),
@@ -168,7 +173,7 @@ async fn create(cx: Cx, req: Request<Doc<UserCreate>>) -> Result<Reply> {
         enabled: fields.flag("enabled").unwrap_or(true),
         default_project_id: default_project(&mut fields).flatten(),
         description: fields.nullable("description").flatten(),
-        options: options(fields.object("options"), OPTIONS)?.unwrap_or_default(),
+        options: given,
         password_changed_at: password.as_ref().map(|_| cx.now()),
         password,
         former_passwords: Vec::new(),
@@ -194,6 +199,7 @@ async fn show(cx: Cx, req: Request<()>) -> Result<Reply> {
 async fn update(cx: Cx, req: Request<Doc<UserUpdate>>) -> Result<Reply> {
     let mut fields = req.body.check()?;
     let held = allowed(&cx, &req).await?;
+    not_of_administrators(&cx, Actor::User(held.id.clone())).await?;
     fields.same_id(held.id.as_str())?;
     if fields.text("domain_id").is_some_and(|d| d != held.domain_id.as_str()) {
         return Err(Error::bad_request("Invalid input for field 'domain_id': Cannot change Domain ID"));
@@ -203,6 +209,9 @@ async fn update(cx: Cx, req: Request<Doc<UserUpdate>>) -> Result<Reply> {
     let default = default_project(&mut fields);
     let description = fields.nullable("description");
     let given = options(fields.object("options"), OPTIONS)?;
+    if let Some(rules) = given.as_ref().and_then(|o| o.get("multi_factor_auth_rules")) {
+        crate::login::method_rules(rules)?;
+    }
     let password = match fields.nullable("password") {
         None => None,
         Some(None) => Some(None),
@@ -265,6 +274,7 @@ pub(super) fn remove(tx: &mut Tx<'_>, id: &UserId) -> Result<()> {
 
 async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
     let id = allowed(&cx, &req).await?.id;
+    not_of_administrators(&cx, Actor::User(id.clone())).await?;
     cx.write(move |tx| {
         directory::user(tx, &id)?;
         remove(tx, &id)

@@ -192,6 +192,31 @@ async fn an_implied_role_is_no_way_around_the_list() {
     a.manager.put(&grant, json!({})).await.expect(403);
 }
 
+#[tokio::test]
+async fn a_manager_does_not_become_administrator_by_way_of_one() {
+    let world = World::new().await;
+    let a = managed(&world, "a").await;
+    let (admin, reader) = (world.role("admin").await, world.role("reader").await);
+    let boss = made(&a.manager, "user", json!({"name": "boss", "domain_id": a.id})).await;
+    let user = made(&a.manager, "user", json!({"name": "u", "domain_id": a.id})).await;
+    let admins = made(&a.manager, "group", json!({"name": "admins", "domain_id": a.id})).await;
+    let auditors = made(&a.manager, "group", json!({"name": "auditors", "domain_id": a.id})).await;
+    world
+        .admin
+        .put(&format!("/v3/projects/{}/groups/{admins}/roles/{admin}", world.demo_project), json!({}))
+        .await
+        .expect(204);
+    world.admin.put(&format!("/v3/system/groups/{auditors}/roles/{reader}"), json!({})).await.expect(204);
+    world.admin.put(&format!("/v3/groups/{admins}/users/{boss}"), json!({})).await.expect(204);
+    let password = json!({"user": {"password": "mine"}});
+    a.manager.patch(&format!("/v3/users/{boss}"), password.clone()).await.expect(403);
+    a.manager.delete(&format!("/v3/users/{boss}")).await.expect(403);
+    a.manager.put(&format!("/v3/groups/{admins}/users/{user}"), json!({})).await.expect(403);
+    a.manager.put(&format!("/v3/groups/{auditors}/users/{user}"), json!({})).await.expect(403);
+    a.manager.patch(&format!("/v3/users/{user}"), password.clone()).await.expect(200);
+    world.admin.patch(&format!("/v3/users/{boss}"), password).await.expect(200);
+}
+
 /// One call of a manager, with numbers that choose among what there is.
 #[derive(Debug, Clone)]
 enum Step {

@@ -126,6 +126,28 @@ async fn a_user_changes_the_own_password_and_not_to_an_old_one() {
 }
 
 #[tokio::test]
+async fn rules_for_several_factors_are_obeyed() {
+    let world = World::new().await;
+    let user = format!("/v3/users/{}", world.demo);
+    let set = |rules: Value| json!({"user": {"options": {"multi_factor_auth_rules": rules}}});
+    for bad in [json!("password"), json!(["password"]), json!([[5]])] {
+        world.admin.patch(&user, set(bad)).await.expect(400);
+    }
+    let token = world.token("demo", world.project_scope(&world.demo_project)).await;
+    world.admin.patch(&user, set(json!([["password", "token"]]))).await.expect(200);
+    assert_eq!(world.login("demo", &password_of("demo"), None).await.status, 401);
+    let who = json!({"id": world.demo, "password": password_of("demo")});
+    let both = json!({"methods": ["password", "token"], "password": {"user": who}, "token": {"id": token}});
+    world.auth(both, None).await.expect(201);
+    world.admin.patch(&user, set(json!([["password", "token"], ["password", "totp"]]))).await.expect(200);
+    assert_eq!(world.login("demo", &password_of("demo"), None).await.status, 201);
+    world.admin.patch(&user, set(json!([["password", "token"]]))).await.expect(200);
+    let off = json!({"user": {"options": {"multi_factor_auth_enabled": false}}});
+    world.admin.patch(&user, off).await.expect(200);
+    assert_eq!(world.login("demo", &password_of("demo"), None).await.status, 201);
+}
+
+#[tokio::test]
 async fn groups_give_their_roles_to_their_users() {
     let world = World::new().await;
     let group = world.make("group", json!({"name": "readers", "description": "d"})).await;
