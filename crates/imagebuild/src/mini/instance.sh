@@ -26,7 +26,8 @@ from_drive() {
   say "metadata from config drive $drive"
 }
 
-get() { wget -q -T 3 -O "$2" "$url/$1" 2>/dev/null && [ -s "$2" ]; }
+# Not `wget -T`: with it, the busybox of Debian 12 dies of a segmentation fault.
+get() { timeout 5 wget -q -O "$2" "$url/$1" 2>/dev/null && [ -s "$2" ]; }
 
 from_openstack() {
   mkdir -p $data.new
@@ -56,7 +57,7 @@ find_metadata() {
   modprobe -qa virtio_scsi sd_mod sr_mod 2>/dev/null
   from_drive && return 0
   while [ "$(now)" -lt "$1" ]; do
-    if networked; then from_openstack || from_ec2; fi && return 0
+    networked && { from_openstack || from_ec2; } && return 0
     from_drive && return 0
     usleep 200000
   done
