@@ -196,11 +196,13 @@ async fn all(cx: Ctx<State>, req: Request<()>, detail: bool) -> Result<Reply> {
             "Paging over hypervisors with the hypervisor_hostname_pattern query parameter is not supported.",
         ));
     }
+    // Servers are looked at only where something of them is shown.
+    let counts = servers || (detail && !cx.since(2, 88));
     let (mut hosts, usage) = cx
         .store()
-        .read(|tx| {
+        .read(move |tx| {
             let hosts = tx.list::<Host>(&Query::new())?;
-            let usage = usage(tx, &hosts)?;
+            let usage = if counts { usage(tx, &hosts)? } else { Usage::new() };
             Ok((hosts, usage))
         })
         .await?;
