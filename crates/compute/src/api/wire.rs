@@ -87,3 +87,32 @@ pub(super) fn record(tx: &mut Tx<'_>, cx: &Ctx<State>, server: &Server, action: 
 pub(super) fn project(text: &str) -> Result<ProjectId> {
     text.parse().map_err(|_| Error::bad_request(format!("Project ID {text} is not a valid project.")))
 }
+
+/// An enum of words: what is no text, or another word, is refused with the field's name (serde's own enums call a
+/// number malformed JSON).
+macro_rules! words {
+    ($(#[$doc:meta])* $vis:vis enum $name:ident { $($variant:ident = $word:literal $(| $other:literal)*),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        $vis enum $name { $($variant),+ }
+
+        impl<'de> ::serde::Deserialize<'de> for $name {
+            fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> ::std::result::Result<Self, D::Error> {
+                let text = <String as ::serde::Deserialize>::deserialize(deserializer)?;
+                match text.as_str() {
+                    $($word $(| $other)* => Ok($name::$variant),)+
+                    other => Err(::serde::de::Error::custom(format!("'{other}' is not one of {:?}", [$($word),+]))),
+                }
+            }
+        }
+
+        impl ::schemars::JsonSchema for $name {
+            fn schema_name() -> ::std::borrow::Cow<'static, str> { stringify!($name).into() }
+            fn inline_schema() -> bool { true }
+            fn json_schema(_: &mut ::schemars::SchemaGenerator) -> ::schemars::Schema {
+                ::schemars::json_schema!({"type": "string", "enum": [$($word),+]})
+            }
+        }
+    };
+}
+pub(super) use words;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 
+mod account;
 mod lifecycle;
 mod satellites;
+mod views;
 mod world;

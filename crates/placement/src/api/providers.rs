@@ -380,7 +380,9 @@ pub(super) async fn set_aggregates(cx: Ctx<State>, req: Request<Aggregates>) -> 
             (aggregates, Some(resource_provider_generation.unsigned()))
         }
         _ => {
-            return Err(cx.dialect().invalid_field("aggregates", "the body has not the form of this version"));
+            return Err(cx
+                .dialect()
+                .invalid_field("aggregates", "the body has not the form of this version"));
         }
     };
     let list: Vec<uuid::Uuid> = list.into_iter().map(|u| u.0).collect();

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::wire::{owned, record, server_id};
+use super::super::wire::{owned, record, server_id, words};
 use super::super::{ADMIN, MEMBER};
 use super::{remove, save};
 use crate::State;
@@ -172,12 +172,9 @@ async fn resume(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
     Ok(Reply::empty())
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-enum RebootKind {
-    #[serde(rename = "SOFT", alias = "soft", alias = "Soft")]
-    Soft,
-    #[serde(rename = "HARD", alias = "hard", alias = "Hard")]
-    Hard,
+words! {
+    /// How a server is rebooted.
+    enum RebootKind { Soft = "SOFT" | "soft" | "Soft", Hard = "HARD" | "hard" | "Hard" }
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -322,11 +319,9 @@ async fn set_group(cx: &Ctx<State>, req: &Request<GroupName>, present: bool) -> 
     Ok(Reply::empty())
 }
 
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-enum ResetTo {
-    Active,
-    Error,
+words! {
+    /// A state set by hand.
+    enum ResetTo { Active = "active", Error = "error" }
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -9,7 +9,7 @@ use base::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::super::wire::{gate, until};
+use super::super::wire::{gate, until, words};
 use crate::State;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -75,12 +75,9 @@ impl Ref {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-pub(super) enum DiskConfig {
-    #[serde(rename = "AUTO")]
-    Auto,
-    #[serde(rename = "MANUAL")]
-    Manual,
+words! {
+    /// Who partitions the disk.
+    pub(super) enum DiskConfig { Auto = "AUTO", Manual = "MANUAL" }
 }
 
 impl DiskConfig {
@@ -153,20 +150,14 @@ pub(super) struct Network {
     pub tag: Option<Tag>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Source {
-    Image,
-    Volume,
-    Snapshot,
-    Blank,
+words! {
+    /// What a disk is made from.
+    pub(super) enum Source { Image = "image", Volume = "volume", Snapshot = "snapshot", Blank = "blank" }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Destination {
-    Local,
-    Volume,
+words! {
+    /// Where a disk is.
+    pub(super) enum Destination { Local = "local", Volume = "volume" }
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

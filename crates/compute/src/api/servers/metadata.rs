@@ -189,10 +189,37 @@ async fn tags(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
     Ok(Reply::json(&json!({"tags": found(&cx, &req).await?.tags})))
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// `{"tags": […]}`.
+#[derive(Debug, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 struct Tags {
     tags: Vec<body::Tag>,
+}
+
+/// By hand, because a derived one would take a list of one list for the object.
+impl<'de> Deserialize<'de> for Tags {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error as _;
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Tags;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object with the key 'tags'")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Tags, A::Error> {
+                let mut tags = None;
+                while let Some(key) = map.next_key::<String>()? {
+                    if key != "tags" || tags.is_some() {
+                        return Err(A::Error::unknown_field(&key, &["tags"]));
+                    }
+                    tags = Some(map.next_value()?);
+                }
+                let tags = tags.ok_or_else(|| A::Error::missing_field("tags"))?;
+                Ok(Tags { tags })
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
 }
 
 /// Tags are of no interest to the host.
