@@ -12,6 +12,9 @@ mod roles;
 mod rules;
 mod users;
 
+use std::cmp::Reverse;
+
+use ::api::paging::Dir;
 use ::api::{Ctx, Op, Reply, Request, Target, versions};
 use base::{DomainId, Error, Result};
 use contract::Scope;
@@ -106,7 +109,7 @@ pub(crate) fn one(key: &str, value: Value) -> Reply {
 }
 
 /// A list in Keystone's form: filtered by the query (`name`, `name__contains`, …; only attributes named in `filters`),
-/// then by `marker` and `limit`.
+/// then sorted, then by `marker` and `limit`.
 pub(crate) fn listed<T>(
     cx: &Cx,
     req: &Request<T>,
@@ -121,6 +124,16 @@ pub(crate) fn listed<T>(
         if filters.contains(&name) {
             items.retain(|item| matches(item.get(name).unwrap_or(&Value::Null), how, wanted));
         }
+    }
+    // The last key first: the sort is stable.
+    for (key, direction) in page.sort.iter().rev() {
+        items.sort_by_cached_key(|item| {
+            let text = item.get(key).map(Value::to_string).unwrap_or_default();
+            // Reversed keys, not a reversed list: equals keep their order.
+            let (rising, falling) =
+                if *direction == Dir::Desc { (None, Some(Reverse(text))) } else { (Some(text), None) };
+            (rising, falling)
+        });
     }
     if let Some(marker) = &page.marker {
         let at = items.iter().position(|i| i.get("id").and_then(Value::as_str) == Some(marker));

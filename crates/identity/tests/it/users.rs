@@ -91,6 +91,13 @@ async fn lists_filter_and_have_pages() {
     }
     paged.sort();
     assert_eq!(paged, all);
+    let sorted =
+        world.admin.get("/v3/users?sort_key=name&sort_dir=desc&name__startswith=Test").await.expect(200);
+    assert_eq!(
+        (sorted.text_at("/users/0/name"), sorted.text_at("/users/4/name")),
+        ("Test-4".into(), "Test-0".into())
+    );
+    world.admin.get("/v3/users?sort_key=name&sort_dir=up").await.expect(400);
     world.admin.get("/v3/users?limit=-1").await.expect(400);
     world.admin.get("/v3/users?marker=nonesuch").await.expect(400);
 }
