@@ -5,8 +5,8 @@
 //! While it runs no single item does: else it would take away what was made after it looked.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,7 +14,7 @@ use base::{Error, NetworkId, PortId, Result, SubnetId, Timestamp};
 use contract::net::{Item, Key, NetEvent};
 use reconcile::{Options, Outcome, Reconciler};
 use store::{Query, Resource, Tx};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::{self, error::RecvError};
 
 use crate::State;
 use crate::db::{self, KIND};
@@ -32,7 +32,7 @@ pub fn reconcilers(st: &Arc<State>) -> Vec<(Arc<dyn Reconciler>, Options)> {
     vec![
         (Arc::new(Net(st.clone())), Options::default()),
         (
-            Arc::new(Sync { st: st.clone(), done: AtomicBool::new(false) }),
+            Arc::new(Sync { st: st.clone(), done: AtomicBool::new(false), follows: AtomicBool::new(false) }),
             Options { workers: 1, ..Options::default() },
         ),
     ]
@@ -41,10 +41,11 @@ pub fn reconcilers(st: &Arc<State>) -> Vec<(Arc<dyn Reconciler>, Options)> {
 /// Works on one item.
 struct Net(Arc<State>);
 
-/// Hands over everything.
+/// Hands over everything, and follows the backend's events from its first run on.
 struct Sync {
     st: Arc<State>,
     done: AtomicBool,
+    follows: AtomicBool,
 }
 
 /// The item a key stands for; `None` where there is no row.
@@ -245,38 +246,16 @@ impl State {
             .await
     }
 
-    /// Follows the backend's events until it is gone. The binary spawns it once.
-    pub async fn follow_events(self: Arc<Self>) {
-        let mut events = self.backend.events();
-        loop {
-            let first = events.recv().await;
-            let mut ports: BTreeMap<PortId, bool> = BTreeMap::new();
-            let (mut lost, mut hosts) = (false, false);
-            let mut next = Some(first);
-            while let Some(event) = next.take() {
-                match event {
-                    Ok(NetEvent::PortUp(id)) => drop(ports.insert(id, true)),
-                    Ok(NetEvent::PortDown(id)) => drop(ports.insert(id, false)),
-                    Ok(NetEvent::HostsChanged) => hosts = true,
-                    Err(RecvError::Lagged(_)) => lost = true,
-                    Err(RecvError::Closed) => return,
-                }
-                if ports.len() < BATCH {
-                    next = events.try_recv().ok().map(Ok);
-                }
-            }
-            let mut result = self.port_status(ports.into_iter().collect()).await;
-            if lost && result.is_ok() {
-                result = self.refresh_ports().await;
-            }
-            if hosts && result.is_ok() {
-                result = self.wake_gateways().await;
-            }
-            if let Err(error) = result {
-                // The next full hand-over looks again.
-                tracing::warn!(error = %error.chain(), "network events not written");
-            }
+    /// Writes what the backend told: ports up and down, other hosts. `lost`: some of it was missed.
+    async fn take_events(&self, ports: BTreeMap<PortId, bool>, hosts: bool, lost: bool) -> Result<()> {
+        self.port_status(ports.into_iter().collect()).await?;
+        if lost {
+            self.refresh_ports().await?;
         }
+        if hosts {
+            self.wake_gateways().await?;
+        }
+        Ok(())
     }
 
     /// Which host carries a gateway depends on the hosts there are.
@@ -346,6 +325,32 @@ impl State {
     }
 }
 
+/// Follows the backend's events while the service is there. They come in bursts: one transaction takes many.
+async fn follow_events(st: Weak<State>, mut events: broadcast::Receiver<NetEvent>) {
+    loop {
+        let mut ports: BTreeMap<PortId, bool> = BTreeMap::new();
+        let (mut lost, mut hosts) = (false, false);
+        let mut next = Some(events.recv().await);
+        while let Some(event) = next.take() {
+            match event {
+                Ok(NetEvent::PortUp(id)) => drop(ports.insert(id, true)),
+                Ok(NetEvent::PortDown(id)) => drop(ports.insert(id, false)),
+                Ok(NetEvent::HostsChanged) => hosts = true,
+                Err(RecvError::Lagged(_)) => lost = true,
+                Err(RecvError::Closed) => return,
+            }
+            if ports.len() < BATCH {
+                next = events.try_recv().ok().map(Ok);
+            }
+        }
+        let Some(st) = st.upgrade() else { return };
+        if let Err(error) = st.take_events(ports, hosts, lost).await {
+            // The next full hand-over looks again.
+            tracing::warn!(error = %error.chain(), "network events not written");
+        }
+    }
+}
+
 #[async_trait]
 impl Reconciler for Net {
     fn kind(&self) -> &'static str {
@@ -387,6 +392,9 @@ impl Reconciler for Sync {
     }
 
     async fn reconcile(&self, _: &str) -> Result<Outcome> {
+        if !self.follows.swap(true, Ordering::SeqCst) {
+            tokio::spawn(follow_events(Arc::downgrade(&self.st), self.st.backend.events()));
+        }
         let repaired = self.st.sync().await?;
         if repaired > 0 && self.done.load(Ordering::SeqCst) {
             tracing::warn!(repaired, "the network backend differed from what it was told");

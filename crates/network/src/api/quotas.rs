@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::{JsonSchema, Op, Reply, Request, Target};
-use base::{ProjectId, Result};
+use base::{Error, ProjectId, Result};
 use schemars::{Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
@@ -23,19 +23,40 @@ type Limit = LaxInt<-1, 2_147_483_647>;
 
 /// Limits in a request, by resource.
 #[derive(Debug)]
-pub struct QuotaBody(BTreeMap<String, i64>);
+pub struct QuotaBody {
+    limits: BTreeMap<String, i64>,
+    /// Refuse limits below what is in use.
+    check: bool,
+}
+
+/// A member's value: a limit, or one of the switches of newer clients.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "an integer from -1 to 2147483647")]
+enum Setting {
+    Switch(bool),
+    Limit(Limit),
+}
 
 impl<'de> Deserialize<'de> for QuotaBody {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error as _;
-        let map = BTreeMap::<String, Limit>::deserialize(deserializer)?;
-        let known = |name: &str| crate::QUOTAS.iter().any(|(n, _)| *n == name);
-        // The SDK sends the project along.
-        let is_project = |name: &str| name == "project_id" || name == "tenant_id";
-        if let Some(other) = map.keys().find(|k| !known(k) && !is_project(k)) {
-            return Err(D::Error::custom(format!("Unrecognized attribute(s) '{other}'")));
+        let map = BTreeMap::<String, Setting>::deserialize(deserializer)?;
+        let mut body = QuotaBody { limits: BTreeMap::new(), check: false };
+        for (name, value) in map {
+            let known = crate::QUOTAS.iter().any(|(n, _)| *n == name);
+            match (name.as_str(), value) {
+                ("check_limit", Setting::Switch(on)) => body.check = on,
+                ("force", Setting::Switch(_)) => {}
+                (_, Setting::Limit(limit)) if known => drop(body.limits.insert(name, limit.get())),
+                (_, Setting::Switch(_)) if known => {
+                    return Err(D::Error::custom(format!(
+                        "'{name}' must be an integer from -1 to 2147483647"
+                    )));
+                }
+                _ => return Err(D::Error::custom(format!("Unrecognized attribute(s) '{name}'"))),
+            }
         }
-        Ok(QuotaBody(map.into_iter().filter(|(k, _)| known(k)).map(|(k, v)| (k, v.get())).collect()))
+        Ok(body)
     }
 }
 
@@ -82,9 +103,8 @@ pub fn ops() -> Vec<Op<State>> {
 
 /// The project of the path. A caller may ask for its own, administrators for any.
 fn project_of<T>(cx: &Cx, req: &Request<T>) -> Result<ProjectId> {
-    let words = |t: &str| {
-        base::Error::not_found(format!("Tenant {t} could not be found.")).code("TenantQuotaNotFound")
-    };
+    let words =
+        |t: &str| Error::not_found(format!("Tenant {t} could not be found.")).code("TenantQuotaNotFound");
     let project: ProjectId = req.id_or("project_id", words)?;
     cx.allow(&Target::project(&project).visible(true))?;
     Ok(project)
@@ -168,10 +188,19 @@ async fn details(cx: Cx, req: Request<()>) -> Result<Reply> {
 
 async fn update(cx: Cx, req: Request<One<QuotaBody>>) -> Result<Reply> {
     let project = project_of(&cx, &req)?;
-    let (c, changes) = (cx.clone(), req.body.0.0);
+    let (c, changes, check) = (cx.clone(), req.body.0.limits, req.body.0.check);
     let v = cx
         .store
         .write(move |tx| {
+            for (name, limit) in changes.iter().filter(|(_, limit)| check && **limit >= 0) {
+                let used = used(tx, &project, name)?;
+                if i64::try_from(used).unwrap_or(i64::MAX) > *limit {
+                    let text = format!(
+                        "Quota limit {limit} for {name} must be greater than or equal to already used {used}"
+                    );
+                    return Err(Error::bad_request(text).code("HTTPBadRequest"));
+                }
+            }
             let found = tx.get::<Quota>(&project)?;
             let fresh = found.is_none();
             let mut row = found.unwrap_or_else(|| Quota {

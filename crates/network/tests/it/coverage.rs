@@ -158,6 +158,10 @@ async fn walk_rest(w: &World) {
     foreign.delete("/v2.0/quotas/p1").await.expect(403);
     let set = admin.put("/v2.0/quotas/p1", json!({"quota": {"port": 5, "network": "7"}})).await.expect(200);
     assert_eq!((set.at("/quota/port"), set.at("/quota/network")), (json!(5), json!(7)));
+    own.network("one").await;
+    let checked = json!({"quota": {"network": 0, "check_limit": true}});
+    admin.put("/v2.0/quotas/p1", checked).await.expect(400);
+    admin.put("/v2.0/quotas/p1", json!({"quota": {"network": true}})).await.expect(400);
     admin.get("/v2.0/quotas").await.expect(200);
     let details = own.get("/v2.0/quotas/p1/details.json").await.expect(200);
     assert_eq!(details.at("/quota/port"), json!({"limit": 5, "used": 0, "reserved": 0}));

@@ -105,17 +105,14 @@ async fn ports_follow_the_backend() {
     assert_eq!(port.text_at("/port/status"), "DOWN");
     let id: base::PortId = port.text_at("/port/id").parse().unwrap();
     let path = format!("/v2.0/ports/{id}");
-    let follower = tokio::spawn(w.st.clone().follow_events());
     let status = async |wanted: &str| own.get(&path).await.text_at("/port/status") == wanted;
-    // The follower subscribes when it first runs: say it until it is heard.
-    until("up", async || {
-        w.backend.event(NetEvent::PortUp(id));
-        status("ACTIVE").await
-    })
-    .await;
+    assert_eq!(w.sync.sweep().await.unwrap(), ["all"], "the first sweep asks for everything");
+    w.sync.reconcile("all").await.unwrap();
+    assert!(w.sync.sweep().await.unwrap().is_empty());
+    w.backend.event(NetEvent::PortUp(id));
+    until("up", async || status("ACTIVE").await).await;
     w.backend.event(NetEvent::PortDown(id));
     until("down", async || status("DOWN").await).await;
-    follower.abort();
     // What was missed is found by asking.
     w.backend.up.lock().insert(id);
     w.st.sync().await.unwrap();

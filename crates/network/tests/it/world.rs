@@ -124,6 +124,7 @@ pub struct World {
     pub suite: Suite,
     pub public: String,
     net: Arc<dyn Reconciler>,
+    pub sync: Arc<dyn Reconciler>,
     wakes: tokio::sync::Mutex<store::Subscription>,
 }
 
@@ -162,8 +163,9 @@ pub async fn world_with(config: Config) -> World {
         .await
         .unwrap()
         .to_string();
-    let net = network::reconcilers(&st).remove(0).0;
-    World { st, backend, suite, public, net, wakes }
+    let mut all = network::reconcilers(&st).into_iter().map(|(r, _)| r);
+    let (net, sync) = (all.next().unwrap(), all.next().unwrap());
+    World { st, backend, suite, public, net, sync, wakes }
 }
 
 pub fn cidr(text: &str) -> IpNet {
