@@ -3,8 +3,10 @@
 //! The guest's only link is a tap in a network namespace of this test; it is reached over its link-local address, so no
 //! DHCP server is needed, and nothing is left when the namespace goes with its last process.
 
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
 use base::{MacAddr, NetworkId, PortId, ServerId};
@@ -22,6 +24,19 @@ fn image() -> PathBuf {
         imagebuild::build_mini(&imagebuild::Options::new(&path, &cache), &|_| {}).unwrap();
     }
     path
+}
+
+/// A DHCP server: busybox, from the package the image was built with.
+fn busybox(into: &Path) -> PathBuf {
+    let archives =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("../imagebuild-cache/apt-bookworm/archives");
+    let archive = std::fs::read_dir(archives)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.file_name().unwrap().to_string_lossy().starts_with("busybox-static_"))
+        .unwrap();
+    run(Command::new("dpkg-deb").arg("-x").arg(archive).arg(into));
+    into.join("bin/busybox")
 }
 
 fn run(command: &mut Command) -> Output {
@@ -67,13 +82,9 @@ impl Mini {
     /// A VFAT filesystem as the agent makes it.
     fn config_drive(&self) -> Vec<u8> {
         let at = self.world.dir.path();
-        let key = std::fs::read_to_string(at.join("key.pub")).unwrap();
-        let meta = serde_json::json!({
-            "uuid": self.id, "name": "mini", "hostname": "mini.example", "public_keys": {"mine": key},
-        });
         let dir = at.join("openstack/latest");
         std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(dir.join("meta_data.json"), meta.to_string()).unwrap();
+        std::fs::write(dir.join("meta_data.json"), self.meta_data()).unwrap();
         std::fs::write(dir.join("user_data"), USER_DATA).unwrap();
         let image = at.join("config-drive");
         std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
@@ -96,6 +107,14 @@ impl Mini {
             fixed_ips: vec![],
             metadata_port: None,
         });
+    }
+
+    fn meta_data(&self) -> String {
+        let key = std::fs::read_to_string(self.world.dir.path().join("key.pub")).unwrap();
+        let meta = serde_json::json!({
+            "uuid": self.id, "name": "mini", "hostname": "mini.example", "public_keys": {"mine": key},
+        });
+        meta.to_string()
     }
 
     async fn ensure(&mut self, power: Power, start: bool) -> contract::drivers::Guest {
@@ -229,4 +248,79 @@ async fn restarts(m: &mut Mini) {
     })
     .await;
     assert_eq!(m.ensure(Power::Running, false).await.power, PowerObserved::Shutdown);
+}
+
+/// A DHCP server on tap1 that tells MTU and routes as OVN does; gone when this is.
+struct Dhcp(Child);
+
+impl Dhcp {
+    fn start(at: &Path) -> Self {
+        let config = at.join("udhcpd.conf");
+        let text = format!(
+            "start 10.9.0.20\nend 10.9.0.20\ninterface tap1\nlease_file {0}/leases\npidfile {0}/udhcpd.pid\n\
+             option subnet 255.255.255.0\noption mtu 1342\n\
+             option staticroutes 169.254.169.254/32 10.9.0.1, 0.0.0.0/0 10.9.0.1\n",
+            at.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        std::fs::write(at.join("leases"), "").unwrap();
+        Dhcp(Command::new(busybox(at)).args(["udhcpd", "-f"]).arg(config).spawn().unwrap())
+    }
+}
+
+impl Drop for Dhcp {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Answers the paths it knows, 404 to others, for as long as the test runs.
+fn serve(listener: TcpListener, pages: Vec<(&'static str, String)>) {
+    for mut stream in listener.incoming().flatten() {
+        let mut line = String::new();
+        if BufReader::new(&stream).read_line(&mut line).is_err() {
+            continue;
+        }
+        let path = line.split(' ').nth(1).unwrap_or_default();
+        let (status, body) = match pages.iter().find(|(p, _)| *p == path) {
+            Some((_, body)) => ("200 OK", body.as_str()),
+            None => ("404 Not Found", "no"),
+        };
+        let _ = write!(
+            stream,
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+    }
+}
+
+#[tokio::test]
+async fn metadata_comes_over_the_network() {
+    let mut m = Mini::new().await;
+    m.plan.config_drive = None;
+    m.plan.spec.config_drive = false;
+    run(Command::new("ip").args(["link", "set", "lo", "up"]));
+    for address in ["10.9.0.1/24", "169.254.169.254/32"] {
+        run(Command::new("ip").args(["address", "add", address, "dev", "tap1"]));
+    }
+    let listener = TcpListener::bind("169.254.169.254:80").unwrap();
+    let pages = vec![
+        ("/openstack/latest/meta_data.json", m.meta_data()),
+        ("/openstack/latest/user_data", USER_DATA.to_owned()),
+    ];
+    // Inherits this thread's namespace; ends with the test process.
+    std::thread::spawn(move || serve(listener, pages));
+    let _dhcp = Dhcp::start(m.world.dir.path());
+    m.ensure(Power::Running, true).await;
+    m.said("metadata from http://169.254.169.254/openstack", 1).await;
+    m.said("user-data done status 0", 1).await;
+    assert!(m.console().await.contains("user data as root on mini"));
+    let seen = m.ssh("hostname; ip -4 -o address show eth0; cat /sys/class/net/eth0/mtu; ip route").await;
+    assert!(
+        seen.starts_with("mini\n") && seen.contains("inet 10.9.0.20/24") && seen.contains("\n1342\n"),
+        "{seen}"
+    );
+    assert!(seen.contains("169.254.169.254 via 10.9.0.1") && seen.contains("default via 10.9.0.1"), "{seen}");
+    m.driver.remove(m.id).await.unwrap();
 }
