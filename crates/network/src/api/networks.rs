@@ -136,10 +136,18 @@ pub(super) fn network_target(net: &Network, open: bool) -> Target {
 /// # Errors
 /// `NetworkNotFound`.
 pub(super) fn seen(cx: &Cx, tx: &mut Tx<'_>, id: NetworkId) -> Result<Network> {
+    seen_with(cx, tx, id).map(|(net, _)| net)
+}
+
+/// As [`seen`], with what others opened to the caller.
+///
+/// # Errors
+/// `NetworkNotFound`.
+pub(super) fn seen_with(cx: &Cx, tx: &mut Tx<'_>, id: NetworkId) -> Result<(Network, Opened)> {
     let net = tx.get::<Network>(&id)?.ok_or_else(|| not_found(What::Network, id))?;
     let opened = Opened::read(tx, cx.auth().project_id())?;
     cx.allow_rule("get_network", &network_target(&net, opened.has(&id)))?;
-    Ok(net)
+    Ok((net, opened))
 }
 
 fn show_network(cx: &Cx, net: &Network, subnets: &[SubnetId], opened: &Opened) -> View {
@@ -372,10 +380,13 @@ fn create_one(cx: &Cx, tx: &mut Tx<'_>, body: &NetworkBody) -> Result<View> {
     apply_provider(&cx.env, &mut net, body)?;
     apply(&cx.env, &mut net, body)?;
     tx.insert(&mut net)?;
-    set_wildcard(tx, &cx.env, &net, SHARED, body.shared.0.is_some_and(|b| b.0))?;
-    set_wildcard(tx, &cx.env, &net, EXTERNAL, net.external)?;
+    let shared = body.shared.0.is_some_and(|b| b.0);
+    for (action, _) in [(SHARED, shared), (EXTERNAL, net.external)].iter().filter(|(_, on)| *on) {
+        set_wildcard(tx, &cx.env, &net, action, true)?;
+    }
     wake(tx, Key::Network(net.id))?;
-    view_one(cx, tx, &net)
+    let shared = shared.then_some(net.id).into_iter().collect();
+    Ok(show_network(cx, &net, &[], &Opened { shared, external: BTreeSet::new() }))
 }
 
 /// A tenant network with the defaults.

@@ -402,8 +402,7 @@ fn create_one(cx: &Cx, tx: &mut Tx<'_>, body: &PortBody) -> Result<View> {
     let Some(network) = body.network_id.0 else { return Err(missing("network_id")) };
     let project = owner(cx, &body.project_id, &body.tenant_id)?;
     cx.allow(&Target::project(&project))?;
-    let net = super::networks::seen(cx, tx, NetworkId(network.0))?;
-    let opened = super::networks::Opened::read(tx, cx.auth().project_id())?;
+    let (net, opened) = super::networks::seen_with(cx, tx, NetworkId(network.0))?;
     if !cx.is_admin() && net.project_id != project && !opened.shares(&net.id) {
         let text = format!("Tenant {project} not allowed to create port on this network");
         return Err(Error::forbidden(text).code("NotAuthorized"));
