@@ -48,15 +48,6 @@ fn keep(config: &Config, image: &Path, path: &Path) -> Result<()> {
     std::fs::rename(&aside, path).map_err(io(path))
 }
 
-/// A file that the guests' user may write but not replace.
-pub(crate) fn console(config: &Config, dir: &Path) -> Result<PathBuf> {
-    let path = dir.join("console.log");
-    let file = std::fs::File::options().append(true).create(true).open(&path).map_err(io(&path))?;
-    drop(file);
-    give(config, &path)?;
-    Ok(path)
-}
-
 async fn make(
     config: &Config,
     path: &Path,

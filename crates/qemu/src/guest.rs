@@ -13,6 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex, broadcast};
 
 use crate::accel::Accelerator;
+use crate::console::Console;
 use crate::devices::{Device, disk_name};
 use crate::process::Process;
 use crate::state::State;
@@ -26,8 +27,6 @@ const MEMORY: Duration = Duration::from_secs(300);
 const PRESS: Duration = Duration::from_secs(5);
 /// Events after which a guest is looked at.
 const HINTS: [&str; 6] = ["SHUTDOWN", "STOP", "RESUME", "GUEST_PANICKED", "RESET", "BLOCK_IO_ERROR"];
-/// A console log is cut to its half when it is larger.
-const LOG_BYTES: u64 = 1 << 20;
 /// Longest text that a console log answers with.
 const LOG_ANSWER: usize = 256 * 1024;
 
@@ -38,6 +37,7 @@ pub(crate) struct Machine {
     accelerator: Accelerator,
     events: broadcast::Sender<ServerId>,
     turn: Mutex<()>,
+    console: Mutex<Console>,
     qmp: parking_lot::Mutex<Option<(Process, Arc<Qmp>)>>,
 }
 
@@ -54,6 +54,7 @@ impl Machine {
             accelerator,
             events,
             turn: Mutex::default(),
+            console: Mutex::default(),
             qmp: parking_lot::Mutex::default(),
         }
     }
@@ -114,8 +115,8 @@ impl Machine {
         if !self.dir().join("state.json").exists() {
             return Ok(None);
         }
-        self.trim_log();
         let state = State::read(&self.dir())?;
+        self.empty_console(&state).await;
         let power = self.power(&state).await;
         Ok(Some(self.report(&state, power)))
     }
@@ -266,10 +267,8 @@ impl Machine {
         }
         let resume = state.suspended;
         let socket = self.socket();
-        let console = self.config.seen(&disks::console(&self.config, &dir)?);
         let at = self.config.seen(&socket);
-        let arguments =
-            launch::arguments(&plan.spec, self.accelerator, &console, &at, &plugged, resume || !run);
+        let arguments = launch::arguments(&plan.spec, self.accelerator, &at, &plugged, resume || !run);
         let process = launch::start(&self.config, self.accelerator, &dir, &socket, &arguments).await?;
         state.process = Some(process);
         state.ended = None;
@@ -401,6 +400,7 @@ impl Machine {
 
     async fn quit(&self, process: Process) -> Result<()> {
         if let Ok(qmp) = self.monitor(process).await {
+            let _ = self.console.lock().await.empty(&qmp, &self.dir()).await;
             let _ = qmp.call("quit", json!({})).await;
         }
         *self.qmp.lock() = None;
@@ -504,12 +504,9 @@ impl Machine {
 
     /// The last lines of the serial console.
     pub async fn console_log(&self, length: Option<usize>) -> Result<String> {
-        let path = self.dir().join("console.log");
-        let bytes = match tokio::fs::read(&path).await {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
-            Err(e) => return Err(io(&path)(e)),
-        };
+        let state = State::read(&self.dir())?;
+        self.empty_console(&state).await;
+        let bytes = self.console.lock().await.read(&self.dir())?;
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.split_inclusive('\n').collect();
         let skip = length.map_or(0, |n| lines.len().saturating_sub(n));
@@ -518,14 +515,14 @@ impl Machine {
         Ok(text.get(cut..).unwrap_or_default().to_owned())
     }
 
-    /// Keeps a guest that writes without end from filling the disk. QEMU appends, so cutting the file under it is safe.
-    fn trim_log(&self) {
-        let path = self.dir().join("console.log");
-        if std::fs::metadata(&path).is_ok_and(|m| m.len() > LOG_BYTES)
-            && let Ok(bytes) = std::fs::read(&path)
-        {
-            let half = bytes.len() - bytes.len().min(usize::try_from(LOG_BYTES / 2).unwrap_or(0));
-            let _ = std::fs::write(&path, bytes.get(half..).unwrap_or_default());
+    /// Moves what the guest wrote from QEMU's ring to the log. What cannot be read now is read later.
+    async fn empty_console(&self, state: &State) {
+        let Some(process) = state.running() else { return };
+        let Ok(qmp) = self.monitor(process).await else { return };
+        // One at a time, so that pieces stay in order.
+        let console = self.console.lock().await;
+        if let Err(error) = console.empty(&qmp, &self.dir()).await {
+            tracing::debug!(server = %self.id, error = %error.chain(), "cannot read the console");
         }
     }
 

@@ -15,6 +15,10 @@ use crate::{Config, io};
 
 /// PCIe root ports: how many disks and interfaces a guest can have, cold and hot together.
 pub(crate) const ROOT_PORTS: u32 = 16;
+/// The serial console's character device.
+pub(crate) const CONSOLE: &str = "console";
+/// Bytes of console output that QEMU keeps until they are read; a power of two.
+const RING: u32 = 1 << 20;
 /// How long QEMU may take to open its QMP socket.
 const START: Duration = Duration::from_secs(30);
 
@@ -87,7 +91,6 @@ fn machine(spec: &ServerSpec, accelerator: Accelerator) -> Vec<String> {
 pub(crate) fn arguments(
     spec: &ServerSpec,
     accelerator: Accelerator,
-    console: &Path,
     socket: &Path,
     devices: &[(Device, u32)],
     paused: bool,
@@ -96,8 +99,10 @@ pub(crate) fn arguments(
     if paused {
         arguments.push("-S".into());
     }
-    arguments.extend(["-chardev".into(), format!("file,id=console,path={},append=on", escaped(console))]);
-    arguments.extend(["-serial".into(), "chardev:console".into()]);
+    // A ring in QEMU's memory, emptied into a bounded file by us: a guest that writes without end fills nothing, and one
+    // that writes while we are away keeps its last mebibyte for us.
+    arguments.extend(["-chardev".into(), format!("ringbuf,id={CONSOLE},size={RING}")]);
+    arguments.extend(["-serial".into(), format!("chardev:{CONSOLE}")]);
     arguments
         .extend(["-chardev".into(), format!("socket,id=qmp,path={},server=on,wait=off", escaped(socket))]);
     arguments.extend(["-mon".into(), "chardev=qmp,mode=control".into()]);

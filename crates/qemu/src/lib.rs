@@ -12,6 +12,7 @@
 //! Start reading at [`Qemu`] (the verbs), then `launch.rs` (the command line), then `qmp/`.
 
 mod accel;
+mod console;
 mod devices;
 mod disks;
 mod guest;
