@@ -40,7 +40,7 @@ class World:
     def say(self, text): print(f'{time.time() - self.begin:7.1f} s  {text}', flush=True)
 
     def up(self):
-        sh(self.allod, 'up', '--state', self.state, '--listen', '127.0.0.1:0', '--detach', timeout=200)
+        sh(self.allod, 'up', '--state', self.state, '--listen', '127.0.0.1:0', '--detach', *(['--config', os.environ['ALLOD_CONFIG']] if 'ALLOD_CONFIG' in os.environ else []), timeout=200)
         os.environ['OS_CLIENT_CONFIG_FILE'] = os.path.join(self.state, 'clouds.yaml')
         import openstack
         self.demo, self.alt, self.admin = (openstack.connect(cloud=c) for c in ('allod', 'allod-alt', 'allod-admin'))
@@ -137,7 +137,7 @@ def tenants(w):
     until('ping after a rule allows it', lambda: w.ping(w.ofip), 20)
     until('SSH after a rule allows it', lambda: w.ssh(w.ofip, 'true') == '', 30)
     fixed = next(w.demo.network.ports(device_id=w.web.id)).fixed_ips[0]['ip_address']
-    seen = w.ssh(w.ofip, f'ping -c2 -W1 {fixed} >/dev/null && wget -T2 -qO- http://169.254.169.254/openstack/latest/meta_data.json', ok=False)
+    seen = w.ssh(w.ofip, f'ping -c2 -W1 {fixed} >/dev/null && timeout 3 wget -qO- http://169.254.169.254/openstack/latest/meta_data.json', ok=False)
     if w.web.id in seen: raise Failed('the second tenant reads the first tenant\'s metadata')
     mac = w.ssh(w.ofip, f'ping -c1 -W1 {fixed} >/dev/null; cat /proc/net/arp')
     demo_mac = next(w.demo.network.ports(device_id=w.web.id)).mac_address

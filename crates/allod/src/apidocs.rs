@@ -71,7 +71,10 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/api");
         for (name, text) in pages() {
             let held = std::fs::read_to_string(dir.join(name)).unwrap_or_default();
-            assert!(held == text, "docs/api/{name} is old: run `cargo run -p allod -- api-docs --output docs/api`");
+            assert!(
+                held == text,
+                "docs/api/{name} is old: run `cargo run -p allod -- api-docs --output docs/api`"
+            );
         }
     }
 }

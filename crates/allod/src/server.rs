@@ -352,9 +352,12 @@ async fn demo_image(cloud: &Cloud, password: &str) -> Result<()> {
             "user": {"name": "demo", "domain": {"id": "default"}, "password": password}}},
         "scope": {"project": {"name": "demo", "domain": {"id": "default"}}},
     }});
-    let (answer, _) = call(cloud, "POST", "/identity/v3/auth/tokens", "", "application/json", login.to_string()).await?;
-    let token = answer.headers.get("x-subject-token").and_then(|t| t.to_str().ok()).context("no token")?.to_owned();
-    let (_, images) = call(cloud, "GET", "/image/v2/images?name=mini&status=active", &token, "", String::new()).await?;
+    let (answer, _) =
+        call(cloud, "POST", "/identity/v3/auth/tokens", "", "application/json", login.to_string()).await?;
+    let token =
+        answer.headers.get("x-subject-token").and_then(|t| t.to_str().ok()).context("no token")?.to_owned();
+    let (_, images) =
+        call(cloud, "GET", "/image/v2/images?name=mini&status=active", &token, "", String::new()).await?;
     if images["images"].as_array().is_some_and(|found| !found.is_empty()) {
         return Ok(());
     }

@@ -135,7 +135,10 @@ impl<S: Service> Table<S> {
     /// The place of a path, and the path's parameters. A trailing slash is of no meaning, except where Glance and
     /// Cinder read it as an item without an id.
     fn find(&self, path: &str) -> Option<(&Place<S>, Params)> {
-        let strict = matches!(self.dialect.envelope, crate::dialect::Envelope::Glance | crate::dialect::Envelope::Cinder);
+        let strict = matches!(
+            self.dialect.envelope,
+            crate::dialect::Envelope::Glance | crate::dialect::Envelope::Cinder
+        );
         let found = self.paths.at(path).or_else(|error| match path.strip_suffix('/') {
             Some(shorter) if strict && shorter.matches('/').count() > 1 => Err(error),
             Some(shorter) if !shorter.is_empty() => self.paths.at(shorter),

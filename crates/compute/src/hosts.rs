@@ -238,6 +238,37 @@ impl State {
         Ok(())
     }
 
+    /// An agent may hold a newer generation than ours: its row was deleted, or the database is an older copy. The next
+    /// fold goes above it, because the agent would refuse anything else.
+    async fn catch_up(&self, report: &HostReport) -> Result<()> {
+        let runtime = self.hosts.of(report.host);
+        let behind = runtime.spec.borrow().as_ref().is_none_or(|s| s.generation < report.generation);
+        if report.generation == 0 || !behind {
+            return Ok(());
+        }
+        let (id, generation) = (report.host, report.generation);
+        let raised = self
+            .store
+            .write(move |tx| {
+                let Some(mut host) = tx.get::<Host>(&id)? else { return Ok(false) };
+                if host.spec_generation >= generation {
+                    return Ok(false);
+                }
+                host.spec_generation = generation;
+                host.spec_hash.clear();
+                tx.wake("host", id);
+                tx.update_status(&mut host)?;
+                Ok(true)
+            })
+            .await?;
+        if raised {
+            tracing::warn!(host = %id, generation, "the agent holds a newer spec than the database; going above it");
+            runtime.spec.send_replace(None);
+            self.hint("host", id);
+        }
+        Ok(())
+    }
+
     async fn provide(&self, id: HostId, capacity: &HostCapacity) -> Result<()> {
         let c = &self.config;
         let stock = |total: u64, reserved: u64, ratio: f64| Inventory {
@@ -334,6 +365,7 @@ impl ControlPlane for State {
             told.seen = Some(now);
         }
         self.register(&report).await?;
+        self.catch_up(&report).await?;
         let (changed, gone) = {
             let mut told = runtime.told.lock();
             told.generation = report.generation;

@@ -209,6 +209,8 @@ pub struct Disk {
     pub attachment: AttachmentId,
     /// Made from.
     pub origin: Origin,
+    /// A volume whose host must store it too: the one its snapshot was taken of.
+    pub near: Option<VolumeId>,
     /// Size in GiB of one to be made.
     pub size: u64,
     /// Volume type of one to be made.

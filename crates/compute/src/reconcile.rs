@@ -256,10 +256,12 @@ impl State {
         let mut ask =
             Ask { zone: server.zone_wanted.clone(), host: server.host_wanted.clone(), ..Ask::default() };
         for disk in &server.disks {
-            if disk.origin != Origin::Existing {
-                continue;
-            }
-            if let Some(host) = self.deps.volumes.describe(disk.volume).await?.host {
+            let stored = match disk.origin {
+                Origin::Existing => Some(disk.volume),
+                _ => disk.near,
+            };
+            let Some(stored) = stored else { continue };
+            if let Some(host) = self.deps.volumes.describe(stored).await?.host {
                 only(&mut ask, BTreeSet::from([host]));
             }
         }

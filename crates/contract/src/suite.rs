@@ -81,7 +81,10 @@ pub async fn hypervisor(driver: &dyn Hypervisor, mut plan: GuestPlan) -> Verdict
         driver.ensure(&plan, start).await.map_err(tell)
     };
     let guest = step(Power::Running, 0, true).await?;
-    check(guest.id == id && guest.power == PowerObserved::Running, &format!("a guest starts, but is {:?}", guest.power))?;
+    check(
+        guest.id == id && guest.power == PowerObserved::Running,
+        &format!("a guest starts, but is {:?}", guest.power),
+    )?;
     check(
         step(Power::Running, 0, false).await?.power == PowerObserved::Running,
         "asking again changes nothing",

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
-use base::{Clock, Entropy, Result};
+use base::{Clock, Entropy, Error, Kind, Result};
 use contract::auth::Authenticator;
 use contract::net::{Key, NetworkBackend};
 use contract::services::HostNudge;
@@ -144,7 +144,7 @@ impl State {
         &self.store
     }
 
-    /// A transaction that is run again where another server made the same default group or took the same address.
+    /// A transaction that is run again where it lost a race.
     pub(crate) async fn write<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
@@ -155,9 +155,7 @@ impl State {
         loop {
             let again = work.clone();
             let result = self.store.write(move |tx| again(tx)).await;
-            let raced = result.as_ref().err().and_then(store::unique_violation).is_some_and(|v| {
-                ["ip_allocations", "security_groups", "ports", "security_group_rules"].contains(&v.table)
-            });
+            let raced = result.as_ref().err().is_some_and(lost_a_race);
             tries += 1;
             if !raced || tries >= 5 {
                 return result;
@@ -170,6 +168,15 @@ impl State {
             devices.into_iter().filter(|d| !d.is_empty()).for_each(|d| nudge.device_changed(&d));
         }
     }
+}
+
+/// Whether the same transaction may well succeed when it is run again: someone else took the address, made the default
+/// group, or kept being faster.
+fn lost_a_race(error: &Error) -> bool {
+    const TABLES: &[&str] = &["ip_allocations", "security_groups", "ports", "security_group_rules"];
+    let faster = std::error::Error::source(error).and_then(|s| s.downcast_ref::<Error>());
+    store::unique_violation(error).is_some_and(|v| TABLES.contains(&v.table))
+        || faster.is_some_and(|e| e.kind() == Kind::Retry)
 }
 
 impl ::api::Service for State {

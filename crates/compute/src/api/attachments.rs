@@ -128,6 +128,7 @@ async fn create(cx: Ctx<State>, req: Request<Create>) -> Result<Reply> {
         volume,
         attachment: AttachmentId::random(&cx.state().entropy),
         origin: Origin::Existing,
+        near: None,
         size: info.size_gib,
         volume_type: None,
         boot_index: None,

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use base::{Error, Result};
 
-/// Resources with a limit, the default, and the last microversion that shows them (`None`: all).
-pub const RESOURCES: &[(&str, i64, Option<(u16, u16)>)] = &[
+/// A resource with a limit: name, default, and the last microversion that shows it (`None`: all).
+pub type Resource = (&'static str, i64, Option<(u16, u16)>);
+
+/// Resources with a limit.
+pub const RESOURCES: &[Resource] = &[
     ("instances", 1000, None),
     ("cores", 4000, None),
     ("ram", 8 * 1024 * 1024, None),

@@ -269,3 +269,65 @@ async fn spec_of(w: &World, id: &str) -> contract::host::ServerSpec {
     let spec = w.state.spec(w.hosts[0].0, 0).await.unwrap().unwrap();
     spec.servers.into_iter().find(|s| s.id.to_string() == id).unwrap()
 }
+
+fn report(host: base::HostId, sequence: u64, generation: u64) -> contract::host::HostReport {
+    contract::host::HostReport {
+        host,
+        sequence,
+        generation,
+        at: base::Timestamp(0),
+        capacity: contract::host::HostCapacity {
+            hostname: "h".into(),
+            vcpus: 4,
+            memory_mib: 4096,
+            disk_gib: 100,
+            ..contract::host::HostCapacity::default()
+        },
+        servers: vec![],
+        volumes: vec![],
+        snapshots: vec![],
+    }
+}
+
+/// The database is older than what an agent holds: the next spec is above it, or the agent would refuse it for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn specs_go_above_what_an_agent_holds() {
+    use contract::services::ControlPlane as _;
+    let w = World::new(0).await;
+    let host = base::HostId::random(&w.entropy);
+    w.state.report(report(host, 1, 0)).await.unwrap();
+    let first = w.state.spec(host, 0).await.unwrap().unwrap();
+    assert_eq!(first.generation, 1);
+    w.state.report(report(host, 2, 50)).await.unwrap();
+    let next = w.state.spec(host, 50).await.unwrap().unwrap();
+    assert_eq!(next.generation, 51);
+    // An older report changes nothing.
+    w.state.report(report(host, 1, 99)).await.unwrap();
+    assert_eq!(w.state.spec(host, 50).await.unwrap().unwrap().generation, 51);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_are_disabled_or_elsewhere_get_nothing() {
+    let w = World::new(2).await;
+    let admin = w.client("admin:adm").at("compute 2.96");
+    let (first, second) = (w.hosts[0].0, w.hosts[1].0);
+    let _ = admin.put(&format!("/v2.1/os-services/{first}"), json!({"status": "disabled"})).await.expect(200);
+    for n in 0..3 {
+        let id = w.boot(&format!("s{n}")).await;
+        assert_eq!(w.show(&id).await.text_at("/server/OS-EXT-SRV-ATTR:host"), "sim-1");
+    }
+    let _ = admin.put(&format!("/v2.1/os-services/{second}"), json!({"forced_down": true})).await.expect(200);
+    let made = w.member().post("/v2.1/servers", w.body("none")).await.expect(202);
+    w.wait(&made.text_at("/server/id"), "ERROR").await;
+    let _ = admin.put(&format!("/v2.1/os-services/{first}"), json!({"status": "enabled"})).await.expect(200);
+    let zone = json!({"aggregate": {"name": "a", "availability_zone": "az2"}});
+    let number = admin.post("/v2.1/os-aggregates", zone).await.expect(200).at("/aggregate/id");
+    let add = json!({"add_host": {"host": "sim-0"}});
+    let _ = admin.post(&format!("/v2.1/os-aggregates/{number}/action"), add).await.expect(200);
+    let mut body = w.body("zoned");
+    body["server"]["availability_zone"] = json!("az2");
+    let made = w.member().post("/v2.1/servers", body).await.expect(202);
+    let shown = w.wait(&made.text_at("/server/id"), "ACTIVE").await;
+    assert_eq!(shown.text_at("/server/OS-EXT-AZ:availability_zone"), "az2");
+    assert_eq!(shown.text_at("/server/pinned_availability_zone"), "az2");
+}

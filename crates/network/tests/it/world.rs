@@ -128,13 +128,28 @@ pub struct World {
     wakes: tokio::sync::Mutex<store::Subscription>,
 }
 
+/// SQLite in memory; with `ALLOD_TEST_POSTGRES=postgresql://…` a new database of that (throw-away) server.
+async fn open(clock: Arc<ManualClock>) -> Store {
+    let schemas = [("network", MIGRATIONS)];
+    let Ok(base) = std::env::var("ALLOD_TEST_POSTGRES") else {
+        return Store::memory(clock, &schemas).await.unwrap();
+    };
+    let name = format!("network_{}", Entropy::system().uuid().simple());
+    let made = std::process::Command::new("psql")
+        .args([&format!("{base}/postgres"), "-qc", &format!("CREATE DATABASE {name}")])
+        .status()
+        .unwrap();
+    assert!(made.success(), "cannot make a database");
+    Store::postgres(&format!("{base}/{name}"), clock, Entropy::system(), &schemas).await.unwrap()
+}
+
 pub async fn world() -> World {
     world_with(Config::default()).await
 }
 
 pub async fn world_with(config: Config) -> World {
     let clock = Arc::new(ManualClock::default());
-    let store = Store::memory(clock.clone(), &[("network", MIGRATIONS)]).await.unwrap();
+    let store = open(clock.clone()).await;
     let backend = Arc::new(Recorder::default());
     let st = State::new(
         config,

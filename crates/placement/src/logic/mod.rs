@@ -23,7 +23,7 @@ pub(crate) fn fits(provider: &str, class: &str, stock: Option<&Stock>, used: u64
     };
     if amount < stock.min_unit
         || amount > stock.max_unit
-        || stock.step_size > 0 && amount % stock.step_size != 0
+        || stock.step_size > 0 && !amount.is_multiple_of(stock.step_size)
     {
         return no(format!(
             "{amount} of '{class}' on '{provider}' violates min_unit {}, max_unit {} or step_size {}.",

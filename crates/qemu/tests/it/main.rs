@@ -291,3 +291,86 @@ async fn bad_plans_are_errors_and_leave_no_process() {
     assert!(error.public().contains("at most 16"), "{error:?}");
     assert_ne!(driver.observe().await.unwrap()[0].power, PowerObserved::Running);
 }
+
+/// Changes the state file as a crash at a bad moment would have left it.
+fn edit_state(world: &World, id: ServerId, edit: impl FnOnce(&mut serde_json::Value)) {
+    let path = world.dir.path().join(format!("guests/{id}/state.json"));
+    let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut state);
+    std::fs::write(&path, state.to_string()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_started_but_never_recorded_gives_way_to_its_successor() {
+    let world = World::new();
+    let plan = world.plan();
+    let id = plan.spec.id;
+    world.driver().await.ensure(&plan, true).await.unwrap();
+    let lost = world.pid(id);
+    edit_state(&world, id, |state| state["process"] = serde_json::Value::Null);
+    let driver = world.driver().await;
+    assert_eq!(driver.ensure(&plan, true).await.unwrap().power, PowerObserved::Running);
+    assert_ne!(world.pid(id), lost);
+    let stat = std::fs::read_to_string(format!("/proc/{lost}/stat")).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "the lost process holds no disk: {stat}");
+    driver.remove(id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recycled_pid_is_neither_trusted_nor_killed() {
+    let world = World::new();
+    let plan = world.plan();
+    let id = plan.spec.id;
+    let driver = world.driver().await;
+    driver.ensure(&plan, true).await.unwrap();
+    kill(world.pid(id));
+    let mut other = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    edit_state(&world, id, |state| state["process"]["pid"] = other.id().into());
+    let driver = world.driver().await;
+    assert_eq!(driver.observe().await.unwrap()[0].power, PowerObserved::Crashed);
+    let mut stopped = plan.clone();
+    stopped.spec.power = Power::Stopped;
+    assert_eq!(driver.ensure(&stopped, false).await.unwrap().power, PowerObserved::Shutdown);
+    driver.remove(id).await.unwrap();
+    assert!(other.try_wait().unwrap().is_none(), "the other process goes on");
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_process_owns_nothing_it_need_not_write() {
+    use std::os::unix::fs::MetadataExt;
+    let world = World::new();
+    let Some((uid, _)) = world.config().user else { return };
+    let plan = world.plan();
+    let driver = world.driver().await;
+    driver.ensure(&plan, true).await.unwrap();
+    console_grows(&driver, plan.spec.id).await;
+    let dir = world.config().dir.join(plan.spec.id.to_string());
+    let mut theirs: Vec<String> = std::fs::read_dir(&dir)
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.metadata().unwrap().uid() == uid)
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    theirs.sort();
+    assert_eq!(theirs, ["config.img", "root.qcow2", "run"]);
+    let own = std::fs::metadata(&dir).unwrap();
+    assert_eq!((own.uid(), own.mode() & 0o777), (0, 0o710), "it can make and replace nothing");
+    driver.remove(plan.spec.id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_is_closed_to_the_guests_user_does_no_harm() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    let closed = world.dir.path().join("closed");
+    let deep = closed.join("a".repeat(60)).join("b".repeat(60));
+    std::fs::create_dir_all(&deep).unwrap();
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o700)).unwrap();
+    let driver = Qemu::new(Config { dir: deep.join("guests"), ..world.config() }).await.unwrap();
+    let plan = world.plan();
+    assert_eq!(driver.ensure(&plan, true).await.unwrap().power, PowerObserved::Running);
+    console_grows(&driver, plan.spec.id).await;
+    driver.purge().await.unwrap();
+}

@@ -330,6 +330,7 @@ async fn volume(cx: &Ctx<State>, m: &Mapping, source: Source) -> Result<Disk> {
             .map_err(|_| cx.dialect().invalid_field("uuid", &format!("'{text}' is not a 'uuid'")))
     };
     let size = m.volume_size.map_or(0, body::VolumeSize::get);
+    let mut near = None;
     let (volume, origin, size, state) = match source {
         Source::Volume => {
             let id = VolumeId(uuid("volume")?);
@@ -364,7 +365,7 @@ async fn volume(cx: &Ctx<State>, m: &Mapping, source: Source) -> Result<Disk> {
         }
         Source::Snapshot => {
             let id = base::SnapshotId(uuid("snapshot")?);
-            let (_, least) =
+            let (of, least) =
                 cx.state().deps.volumes.snapshot(cx.auth(), id).await.map_err(|e| match e.kind() {
                     base::Kind::NotFound => invalid(format!("failed to get snapshot {id}.")),
                     _ => e,
@@ -374,6 +375,7 @@ async fn volume(cx: &Ctx<State>, m: &Mapping, source: Source) -> Result<Disk> {
                     "volume_size {size} is smaller than the snapshot's {least} GiB."
                 )));
             }
+            near = Some(of);
             (VolumeId::random(entropy), Origin::Snapshot(id), size.max(least), DiskState::Creating)
         }
         Source::Blank => {
@@ -389,6 +391,7 @@ async fn volume(cx: &Ctx<State>, m: &Mapping, source: Source) -> Result<Disk> {
         volume,
         attachment: AttachmentId::random(entropy),
         origin,
+        near,
         size,
         volume_type: m.volume_type.as_deref().filter(|t| !t.is_empty()).map(str::to_owned),
         boot_index: m.boot_index.and_then(|n| u32::try_from(n.get()).ok()),

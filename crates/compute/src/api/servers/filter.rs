@@ -52,10 +52,10 @@ fn pattern(text: &str) -> Result<Regex> {
         return Err(Error::bad_request("Invalid input for query parameter 'name': it is too long."));
     }
     let small = Regex::config().nfa_size_limit(Some(1 << 20)).hybrid_cache_capacity(1 << 20);
-    let build = |t: &str| Regex::builder().configure(small.clone()).build(t);
+    let build = |t: &str| Regex::builder().configure(small.clone()).build(t).ok();
     build(text)
-        .or_else(|_| build(&escape(text)))
-        .map_err(|_| Error::bad_request("Invalid regular expression."))
+        .or_else(|| build(&escape(text)))
+        .ok_or_else(|| Error::bad_request("Invalid regular expression."))
 }
 
 fn escape(text: &str) -> String {
