@@ -232,7 +232,9 @@ def quota(c):
     c.json('quota show'); c.json('quota show --default'); c.json('limits show --absolute'); c(f'quota set --instances 12 --networks 11 --volumes 13 {me}', **A)
     q = {r['Resource']: r['Limit'] for r in c.json('quota show')}
     equal((q['instances'], q['networks'], q['volumes']), (12, 11, 13), 'quota')
-    c(f'quota set --instances 100 --networks 100 --volumes 100 {me}', **A); c('quota set --instances 99 ' + me, ok=False)
+    c('quota set --instances 99 ' + me, ok=False); c(f'quota delete {me}', **A)
+    q = {r['Resource']: r['Limit'] for r in c.json('quota show')}
+    if 12 == q['instances'] or 11 == q['networks'] or 13 == q['volumes']: raise Failed(f'quota delete left {q}')
 
 
 def placement(c):

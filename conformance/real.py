@@ -189,8 +189,8 @@ def survives(w):
         until('the same boot answers', lambda: w.ssh(w.fip, 'cat /proc/sys/kernel/random/boot_id') == boot, 60)
     def converges(tag):
         net = until('a network', lambda: w.demo.network.create_network(name=tag), 30)
-        port = w.demo.network.create_port(network_id=net.id) if not w.demo.network.create_subnet(network_id=net.id, ip_version=4, cidr='10.99.0.0/24') else \
-            w.demo.network.create_port(network_id=net.id)
+        w.demo.network.create_subnet(network_id=net.id, ip_version=4, cidr='10.99.0.0/24')
+        port = w.demo.network.create_port(network_id=net.id)
         w.demo.network.delete_port(port.id); w.demo.network.delete_network(net.id)
     for role in ('server', 'agent'):
         pid = w.pid(role); os.kill(pid, signal.SIGKILL)
