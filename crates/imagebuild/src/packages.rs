@@ -2,6 +2,7 @@
 //! nor changed, so the same release comes out on Debian and on Ubuntu.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,10 +16,13 @@ pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 
 /// A private apt: its own sources, indexes and archive.
+///
+/// Holds the cache's lock as long as it lives: apt itself does not wait for another apt, it fails.
 pub struct Apt {
     root: PathBuf,
     mirror: String,
     sources: Vec<String>,
+    _lock: File,
 }
 
 impl Apt {
@@ -44,6 +48,9 @@ impl Apt {
             let dir = root.join(dir);
             std::fs::create_dir_all(&dir).map_err(io(&dir))?;
         }
+        // Taken before anything is written: another build may be reading these files.
+        let lock = root.join("allod.lock");
+        let lock = File::create(&lock).and_then(|f| f.lock().map(|()| f)).map_err(io(&lock))?;
         let mirror = mirror.trim_end_matches('/');
         let sources: Vec<String> = [
             (mirror.to_owned(), release.to_owned()),
@@ -67,7 +74,7 @@ impl Apt {
              APT::Default-Release \"\";\n"
         );
         tool::write(&root.join("apt.conf"), config.as_bytes(), 0o644)?;
-        Ok(Apt { root, mirror: mirror.to_owned(), sources })
+        Ok(Apt { root, mirror: mirror.to_owned(), sources, _lock: lock })
     }
 
     /// The mirror's URL.

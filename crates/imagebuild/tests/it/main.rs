@@ -59,3 +59,16 @@ fn bad_options_are_refused() {
         assert_eq!(build_mini(&options, &|_| {}).unwrap_err().kind(), base::error::Kind::BadRequest);
     }
 }
+
+#[test]
+fn builds_that_share_a_cache_wait_for_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let builds: Vec<_> = (0..3)
+        .map(|i| {
+            let options = Options::new(dir.path().join(format!("{i}.qcow2")), cache());
+            std::thread::spawn(move || build_mini(&options, &|_| {}).unwrap().sha512)
+        })
+        .collect();
+    let hashes: std::collections::BTreeSet<_> = builds.into_iter().map(|b| b.join().unwrap()).collect();
+    assert_eq!(hashes.len(), 1);
+}

@@ -143,7 +143,10 @@ async fn northd_and_the_parser_accept_everything() {
     };
     assert_eq!(hosts, vec![expected]);
     let log = std::fs::read_to_string(bed.dir.path().join("ovn/log/northd.log")).unwrap();
-    let bad: Vec<_> = log.lines().filter(|l| l.contains("|WARN|") && !l.contains("poll")).collect();
+    // A port may be asked for before ovn-controller has registered its chassis: northd says so and mends it by itself.
+    let passing = ["poll", "Unknown chassis"];
+    let bad: Vec<_> =
+        log.lines().filter(|l| l.contains("|WARN|") && !passing.iter().any(|p| l.contains(p))).collect();
     assert!(bad.is_empty(), "{bad:#?}");
     engines.stop().await.unwrap();
 }
