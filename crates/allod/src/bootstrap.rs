@@ -4,7 +4,6 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use base::{Entropy, HostId};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::config::{Config, State};
@@ -12,15 +11,7 @@ use crate::files;
 use crate::pki::Pki;
 
 /// Passwords of the first users; in `DIR/secrets.json`, mode 0600.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Secrets {
-    /// User `admin`, project `admin`.
-    pub admin: String,
-    /// User `demo`, project `demo`.
-    pub demo: String,
-    /// User `alt`, project `alt`.
-    pub alt: String,
-}
+pub use cloud::Passwords as Secrets;
 
 /// Reads the passwords, making them at the first start: given ones as given, others random.
 pub fn secrets(state: &State, config: &Config) -> Result<Secrets> {

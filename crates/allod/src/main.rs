@@ -5,7 +5,7 @@
 //!
 //! Invariant: each role can be killed at any time and started again; nothing acknowledged is lost, guests go on.
 //!
-//! Start reading at [`server::assemble`] (how services are joined), then [`up::up`] (how the roles are supervised).
+//! Start reading at [`cloud::assemble`] (how services are joined), then [`up::up`] (how the roles are supervised).
 
 mod agent_role;
 mod apidocs;
