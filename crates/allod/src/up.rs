@@ -32,14 +32,18 @@ pub struct Options {
 
 /// Starts the cloud and supervises it until a signal.
 pub async fn up(state: &State, options: Options) -> Result<()> {
-    if options.detach {
-        state.keep(&merged(state, options.config))?;
-        return detach(state).await;
-    }
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(state.path("run/lock"))?;
-    let Ok(_lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
+    let Ok(lock) = lock(state)? else {
+        // Asking twice is harmless, asking for something else is not.
+        if options.detach && state.config().is_ok_and(|held| held == merged(state, options.config)) {
+            return await_ready(state, None).await;
+        }
         bail!("a cloud is already up in {} (see `allod status --state {0}`)", state.dir().display());
     };
+    if options.detach {
+        state.keep(&merged(state, options.config))?;
+        drop(lock);
+        return detach(state).await;
+    }
     let config = merged(state, options.config);
     state.keep(&config)?;
     me()?.write(&state.path("run/up.pid"))?;
@@ -87,6 +91,12 @@ pub async fn up(state: &State, options: Options) -> Result<()> {
     let _ = fs::remove_file(state.path("ready"));
     let _ = fs::remove_file(state.path("run/up.pid"));
     outcome
+}
+
+/// The lock of whoever supervises this cloud; the inner error is that somebody does.
+fn lock(state: &State) -> Result<std::result::Result<Flock<File>, File>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(state.path("run/lock"))?;
+    Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(file, _)| file))
 }
 
 /// A port chosen by the system at the first start is kept, because it stands in the catalog and in `clouds.yaml`.
@@ -237,16 +247,21 @@ async fn detach(state: &State) -> Result<()> {
     let log = log_file(&state.path("log/up.log"))?;
     let mut command = Command::new("setsid");
     command.arg(std::env::current_exe()?).arg("up").arg("--state").arg(state.dir()).arg("--keep-config");
-    let mut child = command
+    let child = command
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
         .context("cannot start setsid")?;
+    await_ready(state, Some(child)).await
+}
+
+/// Waits until the cloud is ready; `child` is the supervisor if this process started it.
+async fn await_ready(state: &State, mut child: Option<std::process::Child>) -> Result<()> {
     let bar = spinner("starting the cloud");
     let deadline = Instant::now() + Duration::from_secs(150);
     while !state.path("ready").exists() {
-        if let Some(status) = child.try_wait()? {
+        if let Some(status) = child.as_mut().map_or(Ok(None), std::process::Child::try_wait)? {
             bar.finish_and_clear();
             let log = fs::read_to_string(state.path("log/up.log")).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(5).collect();
