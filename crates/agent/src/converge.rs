@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base::{Error, Result, ServerId};
 use contract::drivers::{BlockDevice, Guest, GuestPlan};
 use contract::host::{DiskSource, Power, PowerObserved, ServerSpec, VolumeSource};
+use tracing::Instrument;
 
 use crate::ledger::Start;
 use crate::plan::{Key, Known, Observed, Step, metadata_ports, plan};
@@ -57,7 +58,12 @@ impl Agent {
             self.inflight.lock().insert(key);
             let this = self.clone();
             tokio::spawn(async move {
-                let outcome = this.take(&step).await;
+                let (began, kind) = (Instant::now(), step.kind());
+                let span = tracing::info_span!("converge", ?step, otel.name = kind);
+                let outcome = this.take(&step).instrument(span).await;
+                let result = if outcome.is_ok() { "ok" } else { "error" };
+                metrics::counter!("allod_agent_steps_total", "step" => kind, "result" => result).increment(1);
+                metrics::histogram!("allod_agent_step_seconds", "step" => kind).record(began.elapsed());
                 this.settle(step, outcome);
                 this.inflight.lock().remove(&key);
                 drop(permit);

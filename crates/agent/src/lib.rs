@@ -25,7 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base::{Clock, HostId, Result, ServerId, Timestamp};
 use contract::drivers::{BlockStorage, HostNetwork, Hypervisor, ImageSource};
-use contract::host::{HostCapacity, HostReport, HostSpec};
+use contract::host::{HostCapacity, HostReport, HostSpec, PowerObserved};
 use contract::services::{ControlPlane, HostAccess};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -61,6 +61,23 @@ pub struct Drivers {
     pub network: Arc<dyn HostNetwork>,
     /// Brings images.
     pub images: Arc<dyn ImageSource>,
+}
+
+/// What an operator sees of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentStatus {
+    /// Its host.
+    pub host: HostId,
+    /// Generation of the spec it holds.
+    pub generation: u64,
+    /// Steps being taken.
+    pub inflight: usize,
+    /// Objects that are not yet as they shall be.
+    pub unconverged: usize,
+    /// Of these, the ones whose last step failed.
+    pub failing: usize,
+    /// Guests by what they do.
+    pub guests: BTreeMap<PowerObserved, usize>,
 }
 
 /// One host's agent.
@@ -129,6 +146,23 @@ impl Agent {
     /// The spec this agent holds.
     pub fn spec(&self) -> Option<Arc<HostSpec>> {
         self.spec.borrow().clone()
+    }
+
+    /// What this agent does now; costs nothing that grows with the cloud.
+    pub fn status(&self) -> AgentStatus {
+        let known = self.known.lock();
+        let mut status = AgentStatus {
+            host: self.config.host,
+            generation: self.spec.borrow().as_ref().map_or(0, |s| s.generation),
+            inflight: self.inflight.lock().len(),
+            unconverged: known.values().filter(|k| !k.converged).count(),
+            failing: known.values().filter(|k| k.error.is_some()).count(),
+            guests: BTreeMap::new(),
+        };
+        for guest in known.values().filter_map(|k| k.guest.as_ref()) {
+            *status.guests.entry(guest.power).or_default() += 1;
+        }
+        status
     }
 
     async fn spec_loop(self: Arc<Self>) {

@@ -107,6 +107,22 @@ impl Step {
             Step::Ensure(key) | Step::Remove(key) => *key,
         }
     }
+
+    /// What kind of work it is, as metrics and traces name it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Step::Ensure(Key::Server(_)) => "ensure server",
+            Step::Ensure(Key::Volume(_)) => "ensure volume",
+            Step::Ensure(Key::Snapshot(_)) => "ensure snapshot",
+            Step::Ensure(Key::Metadata(_)) => "ensure metadata",
+            Step::Ensure(Key::Port(_)) => "ensure port",
+            Step::Remove(Key::Server(_)) => "remove server",
+            Step::Remove(Key::Volume(_)) => "remove volume",
+            Step::Remove(Key::Snapshot(_)) => "remove snapshot",
+            Step::Remove(Key::Metadata(_)) => "remove metadata",
+            Step::Remove(Key::Port(_)) => "remove port",
+        }
+    }
 }
 
 /// Metadata ports by network, of all servers of the spec.

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::bootstrap;
 use crate::config::{Config, State};
 use crate::pki::Pki;
+use crate::telemetry::Metrics;
 
 /// User and group of guest processes: numbers of their own, with nothing of the host belonging to them. Only root can
 /// give them away; others run guests as themselves.
@@ -52,7 +53,7 @@ fn engines(state: &State, config: &Config) -> ovn::engines::Config {
 }
 
 /// Runs until SIGTERM or SIGINT. Guests and engines go on.
-pub async fn run(state: &State) -> Result<()> {
+pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     let config = state.config()?;
     let host = bootstrap::host_id(state)?;
     let (engines, qemu) = tokio::join!(ovn::Engines::start(engines(state, &config)), hypervisor(state));
@@ -74,6 +75,10 @@ pub async fn run(state: &State) -> Result<()> {
     let agent = agent::Agent::new(agent_config, drivers, Arc::new(client.clone()), Arc::new(SystemClock))?;
     let answers = tokio::spawn(client.answer_questions(host, agent.clone()));
     let (stop, stopped) = watch::channel(false);
+    tokio::spawn(metrics.clone().upkeep());
+    let serving =
+        serve_metrics(state, &config, crate::status::agent_routes(agent.clone(), metrics), stopped.clone());
+    let serving = tokio::spawn(serving.await?);
     let running = tokio::spawn(agent.run(stopped));
     tracing::info!(%host, datapath = engines.datapath().name(), "agent runs");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -84,7 +89,26 @@ pub async fn run(state: &State) -> Result<()> {
     stop.send_replace(true);
     answers.abort();
     let _ = running.await;
+    let _ = serving.await;
+    let _ = std::fs::remove_file(state.path("run/agent-listening"));
     Ok(())
+}
+
+/// The agent's own listener: metrics, for holders of a certificate of this cloud. The address is in `run/agent-listening`.
+async fn serve_metrics(
+    state: &State,
+    config: &Config,
+    router: axum::Router,
+    stop: watch::Receiver<bool>,
+) -> Result<impl Future<Output = Result<()>> + use<>> {
+    let listener = tokio::net::TcpListener::bind(config.agent_listen)
+        .await
+        .with_context(|| format!("cannot listen on {} (agent_listen)", config.agent_listen))?;
+    let address = listener.local_addr()?;
+    let pki = Pki::open(&state.path("pki"), SystemClock.now())?;
+    let tls = pki.agent_config(&[address.ip()], &[hostname()])?;
+    crate::files::write_secret(&state.path("run/agent-listening"), format!("https://{address}").as_bytes())?;
+    Ok(crate::listener::serve(listener, tls, router, stop))
 }
 
 /// A client of the server; the address is known once the server listens for the first time.

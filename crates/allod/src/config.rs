@@ -10,6 +10,7 @@ use base::net::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::files;
+use crate::telemetry::Telemetry;
 
 /// All settings; every one has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,10 @@ pub struct Config {
     pub external: External,
     /// Initial passwords; empty = random.
     pub passwords: Passwords,
+    /// Where the agent serves its metrics (port 0: chosen by the system, see `run/agent-listening`).
+    pub agent_listen: SocketAddr,
+    /// Traces.
+    pub telemetry: Telemetry,
     /// Overrides of policy rules (`policy.yaml` files by service name).
     pub policy: std::collections::BTreeMap<String, PathBuf>,
 }
@@ -86,6 +91,8 @@ impl Default for Config {
             bcrypt_rounds: 12,
             external: External::default(),
             passwords: Passwords::default(),
+            agent_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            telemetry: Telemetry::default(),
             policy: std::collections::BTreeMap::new(),
         }
     }
@@ -112,6 +119,9 @@ impl Config {
         }
         if !(4..=31).contains(&self.bcrypt_rounds) {
             bail!("bcrypt_rounds is between 4 and 31");
+        }
+        if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
+            bail!("telemetry.sample_ratio is between 0 and 1");
         }
         if self.sim_hosts > 10_000 {
             bail!("sim_hosts is at most 10000");

@@ -12,6 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
+use tracing::Instrument;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Connections served at once; more wait in the kernel's backlog.
 const CONNECTIONS: usize = 8192;
@@ -74,7 +76,15 @@ async fn connection(
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
         }
-        router.clone().call(request)
+        let span = match crate::telemetry::parent_of(request.headers()) {
+            Some(parent) => {
+                let span = tracing::info_span!("call", otel.kind = "server");
+                let _ = span.set_parent(parent);
+                span
+            }
+            None => tracing::Span::none(),
+        };
+        router.clone().call(request).instrument(span)
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);

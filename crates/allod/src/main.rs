@@ -18,6 +18,7 @@ mod pki;
 mod process;
 mod server;
 mod status;
+mod telemetry;
 mod up;
 
 use std::net::SocketAddr;
@@ -26,7 +27,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, State};
 
@@ -97,6 +97,10 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+        /// Show it anew every SECONDS, with what has changed as curves, until interrupted.
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "json",
+              value_parser = clap::value_parser!(u16).range(1..))]
+        watch: Option<u16>,
     },
     /// Build guest images.
     Image {
@@ -119,8 +123,6 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("ALLOD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider was installed before");
     }
@@ -147,7 +149,18 @@ async fn stopped(stop: &mut tokio::sync::watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await.map(drop);
 }
 
+/// Logs, metrics and traces of a role; the configuration of a cloud says where traces go.
+fn telemetry_of(command: &Command) -> Result<(telemetry::Metrics, Option<telemetry::Exporting>)> {
+    let (role, state) = match command {
+        Command::Server { state } => ("server", state),
+        Command::Agent { state } => ("agent", state),
+        _ => return telemetry::start("allod", &telemetry::Telemetry::default()),
+    };
+    telemetry::start(role, &State::open(&state.state)?.config()?.telemetry)
+}
+
 async fn run(command: Command) -> Result<()> {
+    let (metrics, _exporting) = telemetry_of(&command)?;
     match command {
         Command::Up { state, listen, config, detach, sim_hosts, keep_config } => {
             let state = State::create(&state.state)?;
@@ -182,9 +195,10 @@ async fn run(command: Command) -> Result<()> {
             let config = state.config()?;
             up::up(&state, up::Options { config, detach: true }).await
         }
-        Command::Server { state } => server::run(&State::open(&state.state)?).await,
-        Command::Agent { state } => agent_role::run(&State::open(&state.state)?).await,
-        Command::Status { state, json } => status::show(&State::open(&state.state)?, json).await,
+        Command::Server { state } => server::run(&State::open(&state.state)?, metrics).await,
+        Command::Agent { state } => agent_role::run(&State::open(&state.state)?, metrics).await,
+        Command::Status { state, json: true, .. } => status::json(&State::open(&state.state)?).await,
+        Command::Status { state, watch, .. } => status::show(&State::open(&state.state)?, watch).await,
         Command::Image { command } => image::run(command).await,
         Command::ApiDocs { output } => apidocs::write(&output),
         Command::Completions { shell } => {

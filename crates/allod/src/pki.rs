@@ -88,17 +88,26 @@ impl Pki {
 
     /// TLS of the listener: our certificate for `addresses`; client certificates are optional and must be ours.
     pub fn server_config(&self, addresses: &[IpAddr], names: &[String]) -> Result<ServerConfig> {
+        self.listener_config("server", addresses, names)
+    }
+
+    /// TLS of the agent's listener.
+    pub fn agent_config(&self, addresses: &[IpAddr], names: &[String]) -> Result<ServerConfig> {
+        self.listener_config("agent", addresses, names)
+    }
+
+    fn listener_config(&self, leaf: &str, addresses: &[IpAddr], names: &[String]) -> Result<ServerConfig> {
         let mut sans: Vec<SanType> = addresses.iter().map(|ip| SanType::IpAddress(*ip)).collect();
         for name in names {
             sans.push(SanType::DnsName(name.as_str().try_into().context("not a host name")?));
         }
-        self.leaf("server", sans, ExtendedKeyUsagePurpose::ServerAuth)?;
+        self.leaf(leaf, sans, ExtendedKeyUsagePurpose::ServerAuth)?;
         let mut roots = RootCertStore::empty();
         roots.add(certificate(&self.path("ca.crt"))?)?;
         let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
         let mut config = ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(
-            vec![certificate(&self.path("server.crt"))?, certificate(&self.path("ca.crt"))?],
-            key(&self.path("server.key"))?,
+            vec![certificate(&self.path(&format!("{leaf}.crt")))?, certificate(&self.path("ca.crt"))?],
+            key(&self.path(&format!("{leaf}.key")))?,
         )?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)

@@ -16,9 +16,10 @@ use tokio::sync::watch;
 use crate::bootstrap::{self, Secrets};
 use crate::config::{Config, State};
 use crate::pki::Pki;
+use crate::telemetry::Metrics;
 
 /// Runs until SIGTERM or SIGINT.
-pub async fn run(state: &State) -> Result<()> {
+pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     let mut config = state.config()?;
     let listener = tokio::net::TcpListener::bind(config.listen)
         .await
@@ -41,9 +42,10 @@ pub async fn run(state: &State) -> Result<()> {
     let names: Vec<String> =
         config.names.iter().filter(|n| n.parse::<std::net::IpAddr>().is_err()).cloned().collect();
     let tls = pki.server_config(&addresses, &names)?;
-    let router = cloud.router.clone().merge(crate::status::routes(cloud.handle.clone()));
+    let router = cloud.router.clone().merge(crate::status::routes(cloud.handle.clone(), metrics.clone()));
     let serving = tokio::spawn(crate::listener::serve(listener, tls, router, stopped));
     tokio::spawn(cloud.identity.clone().housekeeping());
+    tokio::spawn(metrics.upkeep());
     crate::files::write_secret(&state.path("run/listening"), config.url().as_bytes())?;
     tracing::info!(url = config.url(), "serving");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -1,35 +1,49 @@
-//! `allod status`, and the route it asks.
+//! `allod status`, and the routes it and Prometheus ask: `/v1/ops/tasks` and `/metrics`, for holders of a host's
+//! certificate of this cloud.
 
-use anyhow::{Context, Result};
+mod show;
+
+use std::sync::Arc;
+
+use agent::Agent;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
-use base::{Clock, SystemClock};
 use link::Peer;
-use reconcile::{Handle, TaskStatus};
-use serde_json::{Value, json};
+use metrics::gauge;
+use reconcile::Handle;
 
-use crate::bootstrap;
-use crate::config::{Config, State};
-use crate::pki::Pki;
-use crate::process::Process;
-use crate::up::SERVICES;
+pub use show::{json, show};
 
-/// `/ops/v1/tasks` (for holders of a host certificate) and `/metrics`.
-pub fn routes(handle: Handle) -> Router {
+use crate::telemetry::Metrics;
+
+/// The server's routes.
+pub fn routes(handle: Handle, metrics: Metrics) -> Router {
+    let of_metrics = handle.clone();
     let tasks = move |peer: Option<Extension<Peer>>| async move {
         match peer {
             Some(_) => Json(handle.status()).into_response(),
             None => refused(),
         }
     };
-    let metrics = |peer: Option<Extension<Peer>>| async move {
-        match peer {
-            Some(_) => api::metrics::render().into_response(),
-            None => refused(),
+    let collect = move || collect_tasks(&of_metrics);
+    Router::new().route("/v1/ops/tasks", get(tasks)).merge(metrics_route(metrics, collect))
+}
+
+/// The agent's routes.
+pub fn agent_routes(agent: Arc<Agent>, metrics: Metrics) -> Router {
+    metrics_route(metrics, move || collect_agent(&agent))
+}
+
+fn metrics_route(metrics: Metrics, collect: impl Fn() + Clone + Send + Sync + 'static) -> Router {
+    let render = move |peer: Option<Extension<Peer>>| async move {
+        if peer.is_none() {
+            return refused();
         }
+        collect();
+        ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], metrics.render()).into_response()
     };
-    Router::new().route("/ops/v1/tasks", get(tasks)).route("/metrics", get(metrics))
+    Router::new().route("/metrics", get(render))
 }
 
 fn refused() -> Response {
@@ -37,125 +51,42 @@ fn refused() -> Response {
         .into_response()
 }
 
-/// Asks a running cloud and prints what it says.
-pub async fn show(state: &State, json: bool) -> Result<()> {
-    let config = state.config()?;
-    let status = collect(state, &config).await?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-    } else {
-        print!("{}", render(&status));
-    }
-    Ok(())
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "gauges are floating-point numbers; counts stay far below 2^52"
+)]
+fn set(name: &'static str, labels: &[(&'static str, String)], value: u64) {
+    gauge!(name, labels).set(value as f64);
 }
 
-async fn collect(state: &State, config: &Config) -> Result<Value> {
-    let pki = Pki::open(&state.path("pki"), SystemClock.now())?;
-    let client = pki.host_client(bootstrap::host_id(state)?)?;
-    let base = format!("https://{}", config.listen);
-    let mut services = Vec::new();
-    for service in SERVICES {
-        let answer = client.get(format!("{base}/{service}/")).send().await;
-        services.push(json!({"name": service, "up": answer.is_ok_and(|a| a.status().as_u16() <= 300)}));
+/// What queues know at this moment; what they count they count as it happens.
+fn collect_tasks(handle: &Handle) {
+    for task in handle.status() {
+        let kind = [("kind", task.kind)];
+        for (name, value) in [
+            ("allod_reconcile_backlog", task.backlog as u64),
+            ("allod_reconcile_running", task.running as u64),
+            ("allod_reconcile_failing", task.failing as u64),
+            ("allod_reconcile_missed", task.missed),
+            ("allod_reconcile_sweep_failures", task.sweep_failures),
+        ] {
+            set(name, &kind, value);
+        }
+        let seconds = |at: base::Timestamp| u64::try_from(at.as_secs()).unwrap_or(0);
+        set("allod_reconcile_last_run_timestamp_seconds", &kind, task.last_run.map_or(0, seconds));
+        let oldest = task.oldest_unconverged.map_or(0, |(_, since)| seconds(since));
+        set("allod_reconcile_oldest_unconverged_timestamp_seconds", &kind, oldest);
     }
-    let processes: Vec<Value> = ["up", "server", "agent"]
-        .iter()
-        .filter_map(|role| {
-            Process::read(&state.path(&format!("run/{role}.pid")))
-                .map(|p| json!({"role": role, "pid": p.pid}))
-        })
-        .collect();
-    let tasks: Option<Vec<TaskStatus>> = match client.get(format!("{base}/ops/v1/tasks")).send().await {
-        Ok(answer) => answer.json().await.ok(),
-        Err(_) => None,
-    };
-    let hosts = match hosts(&client, &base, state, config).await {
-        Ok(hosts) => hosts,
-        Err(error) => json!({"error": format!("{error:#}")}),
-    };
-    Ok(
-        json!({"url": config.url(), "processes": processes, "services": services, "tasks": tasks, "hosts": hosts}),
-    )
 }
 
-/// Hosts as the compute API tells an administrator.
-async fn hosts(client: &reqwest::Client, base: &str, state: &State, config: &Config) -> Result<Value> {
-    let secrets = bootstrap::secrets(state, config)?;
-    let login = json!({"auth": {
-        "identity": {"methods": ["password"], "password": {"user": {"name": "admin", "domain": {"id": "default"}, "password": secrets.admin}}},
-        "scope": {"project": {"name": "admin", "domain": {"id": "default"}}},
-    }});
-    let answer = client
-        .post(format!("{base}/identity/v3/auth/tokens"))
-        .json(&login)
-        .send()
-        .await?
-        .error_for_status()?;
-    let token = answer.headers().get("x-subject-token").context("no token")?.clone();
-    let ask = |path: &'static str| client.get(format!("{base}{path}")).header("x-auth-token", token.clone());
-    let mut services: Value =
-        ask("/compute/v2.1/os-services?binary=nova-compute").send().await?.json().await?;
-    let mut hypervisors: Value = ask("/compute/v2.1/os-hypervisors/detail").send().await?.json().await?;
-    let states = services["services"].take();
-    let mut rows = hypervisors["hypervisors"].take();
-    for row in rows.as_array_mut().into_iter().flatten() {
-        let name = row["hypervisor_hostname"].clone();
-        let found = states.as_array().and_then(|s| s.iter().find(|s| s["host"] == name));
-        row["state"] = found.map_or(Value::Null, |s| s["state"].clone());
+fn collect_agent(agent: &Agent) {
+    let status = agent.status();
+    set("allod_agent_spec_generation", &[], status.generation);
+    set("allod_agent_inflight", &[], status.inflight as u64);
+    set("allod_agent_unconverged", &[], status.unconverged as u64);
+    set("allod_agent_failing", &[], status.failing as u64);
+    for power in contract::host::PowerObserved::ALL {
+        let count = status.guests.get(&power).copied().unwrap_or(0);
+        set("allod_agent_guests", &[("power", power.name().to_owned())], count as u64);
     }
-    Ok(rows)
-}
-
-fn render(status: &Value) -> String {
-    use std::fmt::Write;
-    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-    let mut out = format!("{}\n\n", text(&status["url"]));
-    for process in status["processes"].as_array().into_iter().flatten() {
-        let _ = writeln!(out, "process   {:10} pid {}", text(&process["role"]), process["pid"]);
-    }
-    for service in status["services"].as_array().into_iter().flatten() {
-        let up = if service["up"] == true { "up" } else { "DOWN" };
-        let _ = writeln!(out, "service   {:10} {up}", text(&service["name"]));
-    }
-    match status["hosts"].as_array() {
-        Some(hosts) => {
-            for host in hosts {
-                let _ = writeln!(
-                    out,
-                    "host      {:10} {} {} {} servers, {}/{} CPUs, {}/{} MiB",
-                    text(&host["hypervisor_hostname"]),
-                    text(&host["state"]),
-                    text(&host["hypervisor_type"]),
-                    host["running_vms"],
-                    host["vcpus_used"],
-                    host["vcpus"],
-                    host["memory_mb_used"],
-                    host["memory_mb"],
-                );
-            }
-        }
-        None => {
-            let _ = writeln!(out, "hosts     {}", text(&status["hosts"]["error"]));
-        }
-    }
-    for task in status["tasks"].as_array().into_iter().flatten() {
-        let _ = writeln!(
-            out,
-            "task      {:14} backlog {:4}  running {:3}  runs {:7}  failed {:4}  missed {:3}",
-            text(&task["kind"]),
-            task["backlog"],
-            task["running"],
-            task["runs"],
-            task["failures"],
-            task["missed"],
-        );
-        if let (Some(oldest), Some(error)) =
-            (task["oldest_unconverged"].as_array(), task["last_error"].as_array())
-        {
-            let key = oldest.first().map(text).unwrap_or_default();
-            let error = error.get(1).map(text).unwrap_or_default();
-            let _ = writeln!(out, "          not converged: {key}: {error}");
-        }
-    }
-    out
 }

@@ -11,7 +11,7 @@
 
 pub mod ctx;
 pub mod dialect;
-pub mod metrics;
+mod metrics;
 pub mod microversion;
 pub mod op;
 pub mod openapi;

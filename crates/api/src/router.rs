@@ -79,7 +79,7 @@ struct Table<S> {
     dialect: &'static Dialect,
     places: Vec<Place<S>>,
     paths: matchit::Router<usize>,
-    metrics: Arc<ServiceMetrics>,
+    metrics: ServiceMetrics,
     entropy: Entropy,
     fixed_base: Option<Arc<str>>,
 }
@@ -87,7 +87,7 @@ struct Table<S> {
 impl<S: Service> Table<S> {
     fn build(state: Arc<S>, ops: Vec<Op<S>>) -> Result<Self> {
         let dialect = state.dialect();
-        let metrics = ServiceMetrics::register(dialect.service_type, ops.iter().map(|op| op.info.id.clone()));
+        let metrics = ServiceMetrics::new(dialect.service_type, ops.iter().map(|op| op.info.id.clone()));
         let mut places: Vec<Place<S>> = Vec::new();
         let mut known: std::collections::HashMap<String, usize> = std::collections::HashMap::new();
         let mut paths = matchit::Router::new();
@@ -244,9 +244,14 @@ impl<S: Service> Table<S> {
         };
         let global = global_request_id(&parts.headers).map(str::to_owned);
         let global_id = global.as_deref().unwrap_or("");
-        let span = tracing::info_span!("request", id = %progress.request_id, global_id);
+        let service = self.dialect.service_type;
+        // `otel.*` and `http.*`: names of OpenTelemetry's semantic conventions for HTTP server spans.
+        let span = tracing::info_span!(
+            "request", id = %progress.request_id, global_id, service,
+            otel.name = tracing::field::Empty, http.response.status_code = tracing::field::Empty
+        );
         let run = AssertUnwindSafe(self.run(&mut progress, parts, body)).catch_unwind();
-        let result = run.instrument(span).await;
+        let result = run.instrument(span.clone()).await;
         let result = result.unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
         let mut response = match result {
             Ok((reply, status)) => finish(reply, status),
@@ -266,8 +271,10 @@ impl<S: Service> Table<S> {
         let took = started.elapsed();
         let status = response.status().as_u16();
         self.metrics.count(progress.op.as_ref().map(|(index, _)| *index), status, took);
+        span.record("otel.name", progress.id());
+        span.record("http.response.status_code", status);
         tracing::debug!(
-            service = self.dialect.service_type, op = progress.id(), request_id = %progress.request_id,
+            service, op = progress.id(), request_id = %progress.request_id,
             global_request_id = global_id, status, micros = took.as_micros(), "request"
         );
         response

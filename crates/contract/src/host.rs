@@ -271,7 +271,7 @@ pub struct HostCapacity {
 }
 
 /// What a guest does, as far as the host can tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PowerObserved {
     /// CPUs run.
@@ -284,6 +284,28 @@ pub enum PowerObserved {
     Shutdown,
     /// The process ended without being asked and without the guest asking.
     Crashed,
+}
+
+impl PowerObserved {
+    /// All of them.
+    pub const ALL: [PowerObserved; 5] = [
+        PowerObserved::Running,
+        PowerObserved::Paused,
+        PowerObserved::Suspended,
+        PowerObserved::Shutdown,
+        PowerObserved::Crashed,
+    ];
+
+    /// The name as serialised.
+    pub fn name(self) -> &'static str {
+        match self {
+            PowerObserved::Running => "running",
+            PowerObserved::Paused => "paused",
+            PowerObserved::Suspended => "suspended",
+            PowerObserved::Shutdown => "shutdown",
+            PowerObserved::Crashed => "crashed",
+        }
+    }
 }
 
 /// A server found on the host.

@@ -23,6 +23,7 @@ use store::{Store, Subscription, Waiting};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 pub use leader::Exclusive;
 pub use queue::Limits;
@@ -353,13 +354,18 @@ impl Task {
 
     async fn once(self: Arc<Self>, key: String) {
         let began = Instant::now();
-        let run = AssertUnwindSafe(self.reconciler.reconcile(&key)).catch_unwind();
+        let kind = self.reconciler.kind();
+        let span = tracing::info_span!("reconcile", kind, key, otel.name = %format_args!("reconcile {kind}"));
+        let run = AssertUnwindSafe(self.reconciler.reconcile(&key)).catch_unwind().instrument(span);
         let result = run.await.unwrap_or_else(|_| Err(Error::internal("a reconciler panicked")));
         if let Err(error) = &result {
-            let kind = self.reconciler.kind();
             tracing::warn!(kind, key, error = %error.chain(), "reconcile failed; trying again later");
         }
-        let worked = self.queue.done(&key, result, began.elapsed(), self.clock.now(), &self.entropy);
+        let took = began.elapsed();
+        let outcome = if result.is_ok() { "ok" } else { "error" };
+        metrics::counter!("allod_reconcile_runs_total", "kind" => kind, "result" => outcome).increment(1);
+        metrics::histogram!("allod_reconcile_seconds", "kind" => kind).record(took);
+        let worked = self.queue.done(&key, result, took, self.clock.now(), &self.entropy);
         self.done.lock().extend(worked);
         self.stir.notify_one();
     }

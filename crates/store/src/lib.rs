@@ -22,6 +22,7 @@ mod value;
 use std::any::TypeId;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use base::{Clock, Entropy, Error, Result};
 
@@ -160,16 +161,16 @@ impl Store {
         T: Send + 'static,
         F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
     {
-        let mut attempt = 0;
+        let (began, mut attempt) = (Instant::now(), 0);
         let work: Work<T> = Arc::new(work);
         loop {
             let ended = match &self.0.engine {
                 Engine::Sqlite(sqlite) => Ended::of(sqlite.read(work.clone(), TypeId::of::<F>()).await),
                 Engine::Postgres(postgres) => postgres.run(work.clone(), false).await,
             };
-            match self.again(&mut attempt, ended).await {
-                Some(result) => return result,
-                None => continue,
+            if let Some(result) = self.again(&mut attempt, ended).await {
+                metrics::histogram!("allod_store_seconds", "kind" => "read").record(began.elapsed());
+                return result;
             }
         }
     }
@@ -185,7 +186,7 @@ impl Store {
         T: Send + 'static,
         F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
     {
-        let mut attempt = 0;
+        let (began, mut attempt) = (Instant::now(), 0);
         let work: Work<T> = Arc::new(work);
         loop {
             let ended = match &self.0.engine {
@@ -195,9 +196,9 @@ impl Store {
                 },
                 Engine::Postgres(postgres) => postgres.run(work.clone(), true).await,
             };
-            match self.again(&mut attempt, ended).await {
-                Some(result) => return result,
-                None => continue,
+            if let Some(result) = self.again(&mut attempt, ended).await {
+                metrics::histogram!("allod_store_seconds", "kind" => "write").record(began.elapsed());
+                return result;
             }
         }
     }
@@ -213,6 +214,7 @@ impl Store {
             let retry = error.kind() == base::Kind::Retry;
             return Some(Err(if retry { Error::conflict(error.public()).caused_by(error) } else { error }));
         }
+        metrics::counter!("allod_store_retries_total").increment(1);
         let micros = self.0.entropy.below(500 << (*attempt).min(8));
         tokio::time::sleep(std::time::Duration::from_micros(micros)).await;
         None

@@ -224,14 +224,21 @@ async fn forwarded_headers_count_only_where_configured() {
 
 #[tokio::test]
 async fn calls_are_counted_by_operation() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _installed = metrics::set_default_local_recorder(&recorder);
     let client = client(&PLACEMENT).with_token("admin");
     client.get("/things/v1/hosts").await.expect(200);
-    let text = api::metrics::render();
-    let line = "allod_api_requests_total{service=\"placement\",op=\"GET /v1/hosts\",class=\"2xx\"} ";
-    assert!(text.contains(line), "{text}");
-    assert!(text.contains(
-        "allod_api_request_seconds_bucket{service=\"placement\",op=\"GET /v1/hosts\",le=\"+Inf\"}"
-    ));
+    client.get("/things/v1/hosts").await.expect(200);
+    client.get("/things/nothing").await.expect(404);
+    let text = recorder.handle().render();
+    for line in [
+        "allod_api_requests_total{service=\"placement\",op=\"GET /v1/hosts\",class=\"2xx\"} 2",
+        "allod_api_requests_total{service=\"placement\",op=\"none\",class=\"4xx\"} 1",
+        "allod_api_request_seconds_count{service=\"placement\",op=\"GET /v1/hosts\"} 2",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(!text.contains("POST"), "what was never called is not told: {text}");
 }
 
 #[test]

@@ -264,6 +264,15 @@ pub fn socket(state_dir: &Path) -> PathBuf {
     Dirs::of(state_dir).map_or_else(|_| state_dir.join("ovn/db.sock"), |dirs| dirs.socket())
 }
 
+/// The daemons that were started in a state directory, in the order in which they would be ended, with the pid of each
+/// that runs.
+pub fn running(state_dir: &Path) -> Vec<(&'static str, Option<u32>)> {
+    let Ok(dirs) = Dirs::of(state_dir) else { return Vec::new() };
+    let pidfile = |name: &str| dirs.run.join(format!("{name}.pid"));
+    let started = DAEMONS.into_iter().filter(|name| pidfile(name).exists());
+    started.map(|name| (name, daemon::running(&pidfile(name)))).collect()
+}
+
 /// Ends the daemons of an instance whose supervisor is not running (any more).
 ///
 /// # Errors

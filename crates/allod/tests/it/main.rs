@@ -1,0 +1,87 @@
+//! The binary as an operator runs it, on simulated hosts.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
+
+mod telemetry;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A cloud on simulated hosts; gone with its directory when it is dropped.
+pub struct World {
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    /// `config` is added to settings that make a test fast.
+    pub fn up(config: &str) -> Self {
+        let world = World { dir: tempfile::tempdir().unwrap() };
+        let file = world.dir.path().join("allod.toml");
+        std::fs::write(&file, format!("bcrypt_rounds = 4\n{config}")).unwrap();
+        let file = file.to_str().unwrap().to_owned();
+        world.allod(&["up", "--listen", "127.0.0.1:0", "--sim-hosts", "2", "--detach", "--config", &file]);
+        world
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// A file of the state directory.
+    pub fn read(&self, path: impl AsRef<Path>) -> String {
+        std::fs::read_to_string(self.state().join(path)).unwrap()
+    }
+
+    /// Where the API is.
+    pub fn url(&self) -> String {
+        self.read("ready").trim().to_owned()
+    }
+
+    /// Runs the binary on this cloud; it must succeed.
+    pub fn allod(&self, arguments: &[&str]) -> Output {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_allod"))
+            .args(arguments)
+            .env("ALLOD_STATE", self.state())
+            .output()
+            .unwrap()
+    }
+
+    /// An HTTP client that trusts this cloud, and speaks for a host if it shall.
+    pub fn client(&self, host: bool) -> reqwest::Client {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut roots = rustls::RootCertStore::empty();
+        let certificates =
+            |pem: String| rustls_pemfile::certs(&mut pem.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
+        roots.add(certificates(self.read("ca.crt")).remove(0)).unwrap();
+        let tls = rustls::ClientConfig::builder().with_root_certificates(roots);
+        let tls = if host {
+            let id = self.read("host_id");
+            let name = format!("pki/host-{}", id.trim());
+            let key = self.read(format!("{name}.key"));
+            let key = rustls_pemfile::private_key(&mut key.as_bytes()).unwrap().unwrap();
+            tls.with_client_auth_cert(certificates(self.read(format!("{name}.crt"))), key).unwrap()
+        } else {
+            tls.with_no_client_auth()
+        };
+        reqwest::Client::builder().use_preconfigured_tls(tls).build().unwrap()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.state().exists() {
+            let output = self.run(&["down", "--purge"]);
+            if !std::thread::panicking() {
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                assert!(!self.state().exists(), "purged");
+            }
+        }
+    }
+}
