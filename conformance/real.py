@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The main job on real parts, and what must survive: `real.py ALLOD IMAGE [--keep] [--only WORD]`.
+"""The main job on real parts, and what must survive: `real.py ALLOD IMAGE [--debian IMAGE] [--keep] [--only WORD]`.
 
 Runs a whole cloud in a network namespace of its own (QEMU guests, OVN, volumes), talks to it with openstacksdk, and to
 guests by SSH through floating IPs. Needs root. Leaves nothing behind, and checks that.
@@ -45,9 +45,9 @@ class World:
         import openstack
         self.demo, self.alt, self.admin = (openstack.connect(cloud=c) for c in ('allod', 'allod-alt', 'allod-admin'))
 
-    def ssh(self, ip, command, ok=True, timeout=30):
+    def ssh(self, ip, command, ok=True, timeout=30, user='root'):
         return sh('ssh', '-i', self.key, '-o', 'StrictHostKeyChecking=no', '-o', 'UserKnownHostsFile=/dev/null', '-o', 'ConnectTimeout=3',
-                  '-o', 'LogLevel=ERROR', '-o', 'BatchMode=yes', f'root@{ip}', command, ok=ok, timeout=timeout)
+                  '-o', 'LogLevel=ERROR', '-o', 'BatchMode=yes', f'{user}@{ip}', command, ok=ok, timeout=timeout)
 
     def ping(self, ip): return subprocess.run(['ping', '-c1', '-W1', ip], capture_output=True).returncode == 0
 
@@ -72,9 +72,9 @@ class World:
         conn.network.add_interface_to_router(router, subnet_id=sub.id)
         return net
 
-    def server(self, conn, name, net, **kw):
-        flavor = conn.compute.find_flavor('SCS-1V-4').id
-        image = conn.image.find_image('mini').id
+    def server(self, conn, name, net, image='mini', flavor='SCS-1V-4', **kw):
+        flavor = conn.compute.find_flavor(flavor).id
+        image = conn.image.find_image(image).id
         import base64
         data = base64.b64encode(f'#!/bin/sh\necho "user data of {name}" > /root/ran\n'.encode()).decode()
         s = conn.compute.create_server(name=name, flavor_id=flavor, image_id=image, networks=[{'uuid': net.id}], key_name='k', user_data=data,
@@ -180,6 +180,28 @@ def power(w):
     w.say('pause, suspend, resume, soft reboot')
 
 
+def debian(w):
+    """A distribution's own guest: systemd, cloud-init, a filesystem that grows with its disk."""
+    if not w.debian: return w.say('no --debian IMAGE: left out')
+    w.admin.image.create_image(name='debian', filename=w.debian, disk_format='qcow2', container_format='bare', visibility='public', wait=True, validate_checksum=False)
+    server = w.server(w.demo, 'deb', w.net, image='debian', flavor='SCS-2V-4-10', security_groups=[{'name': 'ssh'}])
+    ip = w.floating(w.demo, server).floating_ip_address
+    ssh = lambda command: w.ssh(ip, command, user='debian')
+    release = until('SSH', lambda: ssh('. /etc/os-release; echo $PRETTY_NAME; uname -r').split('\n'), 400, every=2)
+    w.say(f'{release[0]} with kernel {release[1]} answers SSH on {ip}')
+    until('cloud-init', lambda: 'running' not in ssh('cloud-init status || true'), 200, every=2)
+    status = ssh('cloud-init status --long || true')
+    if 'status: done' not in status: raise Failed(f'cloud-init: {status}')
+    if 'user data of deb' not in ssh('sudo cat /root/ran'): raise Failed('user data did not run')
+    if ssh('hostname').strip() != 'deb': raise Failed('the hostname is not the server\'s name')
+    gib = int(ssh('df --output=size -BG / | tail -1').strip(' G\n'))
+    if gib < 9: raise Failed(f'the root filesystem has {gib} GiB of a disk of 10')
+    meta = json.loads(ssh('curl -sf http://169.254.169.254/openstack/latest/meta_data.json'))
+    if meta['uuid'] != server.id: raise Failed('metadata of another server')
+    w.say(f'cloud-init is done, user data ran, the root filesystem has {gib} GiB')
+    w.demo.compute.delete_server(server); w.demo.compute.wait_for_delete(server, wait=60)
+
+
 def survives(w):
     """kill -9 of each part in turn, then of all at once."""
     c = w.demo.compute
@@ -241,13 +263,14 @@ def open_(path):
     except OSError: return ''
 
 
-STEPS = [main_job, tenants, volumes, power, survives, purge]
+STEPS = [main_job, tenants, volumes, power, debian, survives, purge]
 
 
 def inside(a):
     sh('ip', 'link', 'set', 'lo', 'up')
     os.makedirs(a.work, exist_ok=True); os.chmod(a.work, 0o711)
     w = World(os.path.abspath(a.allod), os.path.abspath(a.image), os.path.join(a.work, 'state'))
+    w.debian = os.path.abspath(a.debian) if a.debian else None
     try:
         steps = [s for s in STEPS if not a.only or s in (main_job, purge) or s.__name__ == a.only]
         for step in steps:
@@ -265,7 +288,7 @@ def inside(a):
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument('allod'); ap.add_argument('image'); ap.add_argument('--keep', action='store_true')
-    ap.add_argument('--only', default=''); ap.add_argument('--inside', action='store_true'); ap.add_argument('--work', default='')
+    ap.add_argument('--only', default=''); ap.add_argument('--debian', default=''); ap.add_argument('--inside', action='store_true'); ap.add_argument('--work', default='')
     a = ap.parse_args()
     if a.inside: return inside(a)
     work = tempfile.mkdtemp(prefix='allod-'); ns = f'allod-{os.getpid()}'

@@ -16,7 +16,7 @@ const SPARE_MIB: u64 = 400;
 
 const PACKAGES: &str = "linux-image-cloud-amd64,initramfs-tools,systemd-sysv,dbus,udev,kmod,cloud-init,cloud-guest-utils,\
 netplan.io,systemd-resolved,openssh-server,sudo,iproute2,iputils-ping,e2fsprogs,ca-certificates,curl,less,vim-tiny,apt,\
-procps,locales,unattended-upgrades";
+procps,unattended-upgrades";
 
 /// GRUB reads a small configuration from the disk, so that the guest can change its kernel command line.
 const GRUB: Boot<'static> = Boot {
@@ -40,8 +40,8 @@ const GRUB_CFG: &str = "serial --unit=0 --speed=115200\nterminal_input serial co
 set timeout=1\nmenuentry Debian {\n  linux /vmlinuz root=LABEL=cloudimg-root ro console=tty0 console=ttyS0,115200n8\n  \
 initrd /initrd.img\n}\n";
 
-const CLOUD_CFG: &str =
-    "datasource_list: [ConfigDrive, OpenStack, Ec2, None]\ndatasource:\n  OpenStack:\n    max_wait: 120\n";
+/// The only locale that is there without generating one: cloud-init's own default ends in an error.
+const CLOUD_CFG: &str = "datasource_list: [ConfigDrive, OpenStack, Ec2, None]\nlocale: C.UTF-8\ndatasource:\n  OpenStack:\n    max_wait: 120\n";
 
 /// Builds the Debian image.
 ///
@@ -58,7 +58,7 @@ pub fn build(options: &Options, tell: &(dyn Fn(&Progress) + Sync)) -> Result<Rep
     steps.next("installing packages (a few minutes)");
     bootstrap(&apt, &options.release, &root)?;
     steps.next("configuring");
-    configure(&root, &apt, &options.release)?;
+    configure(&root, &options.release)?;
     let (kernel, packages) = inventory(&root)?;
     steps.next("writing the disk");
     let used = tool::output(tool::command("du").args(["-sm", "--apparent-size"]).arg(&root))?;
@@ -107,7 +107,7 @@ fn bootstrap(apt: &Apt, release: &str, root: &Path) -> Result<()> {
     Err(Error::unavailable("neither mmdebstrap nor debootstrap is installed; install mmdebstrap"))
 }
 
-fn configure(root: &Path, apt: &Apt, release: &str) -> Result<()> {
+fn configure(root: &Path, release: &str) -> Result<()> {
     let file = |path: &str, content: &str| tool::write(&root.join(path), content.as_bytes(), 0o644);
     file("etc/fstab", "LABEL=cloudimg-root / ext4 defaults,errors=remount-ro,x-systemd.growfs 0 1\n")?;
     file("etc/hostname", "debian\n")?;
@@ -115,7 +115,6 @@ fn configure(root: &Path, apt: &Apt, release: &str) -> Result<()> {
     file("etc/cloud/cloud.cfg.d/90_allod.cfg", CLOUD_CFG)?;
     file("etc/initramfs-tools/conf.d/allod", "MODULES=most\n")?;
     // What a mirror at build time was need not be reachable from the guest.
-    let _ = apt;
     file(
         "etc/apt/sources.list",
         &format!(
