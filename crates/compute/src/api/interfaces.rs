@@ -27,9 +27,9 @@ pub(super) fn ops() -> Vec<Op<State>> {
     ]
 }
 
-/// States in which interfaces and volumes may come and go.
-pub(super) const PLUGGABLE: &[VmState] =
-    &[VmState::Active, VmState::Paused, VmState::Stopped, VmState::Suspended];
+/// States in which interfaces and volumes may come and go. Not while suspended: memory that was saved with a device
+/// cannot be loaded without it.
+pub(super) const PLUGGABLE: &[VmState] = &[VmState::Active, VmState::Paused, VmState::Stopped];
 
 fn view(cx: &Ctx<State>, server: &Server, port: &PortInfo) -> Value {
     let mut map = Map::new();

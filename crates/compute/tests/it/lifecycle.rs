@@ -81,6 +81,12 @@ async fn volumes_come_and_go_live() {
     w.until("in use", || async { w.vols.status(volume) == "in-use" }).await;
     let again = w.member().post(&path, json!({"volumeAttachment": {"volumeId": volume}})).await;
     assert_eq!(again.status, 400);
+    let _ = w.act(&id, json!({"suspend": null})).await.expect(202);
+    w.wait(&id, "SUSPENDED").await;
+    let refused = w.member().delete(&format!("{path}/{volume}")).await.expect(409);
+    assert!(refused.text().contains("suspended"), "{}", refused.text());
+    let _ = w.act(&id, json!({"resume": null})).await.expect(202);
+    w.wait(&id, "ACTIVE").await;
     let _ = w.member().delete(&format!("{path}/{volume}")).await.expect(202);
     w.until("available", || async { w.vols.status(volume) == "available" }).await;
     w.until("not listed", || async {
