@@ -441,7 +441,11 @@ impl NetworkBackend for Backend {
         let mut failed = None;
         for item in ordered {
             match self.inner.apply(item).await {
-                Ok(written) => repaired += usize::from(written),
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!(key = ?item.key(), revision = item.revision(), "written by a synchronisation");
+                    repaired += 1;
+                }
                 // One item that cannot be done must not keep the others from being repaired.
                 Err(e) => failed = Some(e),
             }
@@ -451,7 +455,11 @@ impl NetworkBackend for Backend {
         gone.sort_by_key(|key| std::cmp::Reverse(rank(*key)));
         for key in gone {
             match self.inner.remove(key).await {
-                Ok(written) => repaired += usize::from(written),
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!(?key, "removed by a synchronisation");
+                    repaired += 1;
+                }
                 Err(e) => failed = Some(e),
             }
         }
