@@ -43,6 +43,10 @@ impl Agent {
 
     async fn pass(self: &Arc<Self>) -> Result<()> {
         let Some(spec) = self.spec() else { return Ok(()) };
+        if !self.may_run() {
+            // Cut off: servers of this spec may run elsewhere by now. The next lease tells.
+            return Ok(());
+        }
         let observed = self.observe().await?;
         self.note(&observed);
         let steps = {
@@ -223,6 +227,9 @@ impl Agent {
     async fn may_start(&self, server: &ServerSpec) -> Result<bool> {
         if server.power == Power::Stopped {
             return Ok(false);
+        }
+        if !self.may_run() {
+            return Err(Error::unavailable("the lease of this host has ended"));
         }
         let guests = self.drivers.hypervisor.observe().await?;
         let up = guests.iter().any(|g| {

@@ -5,13 +5,14 @@
 //! one holds up no other. *Report*: sends what is, on change and every 30 s.
 //!
 //! Invariant: it runs with the control plane down, for as long as it takes; it never acts on a spec older than the
-//! ledger's; and it removes nothing before it holds a spec.
+//! ledger's; and it removes nothing before it holds a spec. Where it has leases, nothing runs without a valid one.
 //!
 //! Start reading at [`plan::plan`] (pure: what to do next), then [`Agent::run`].
 
 pub mod configdrive;
 mod converge;
 pub mod images;
+mod lease;
 pub mod ledger;
 pub mod metadata;
 pub mod plan;
@@ -37,6 +38,8 @@ use crate::plan::{Key, Known};
 const SWEEP: Duration = Duration::from_secs(10);
 /// How often a report is sent when nothing changes.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How soon a lease that was not given is asked for again.
+const LEASE_RETRY: Duration = Duration::from_secs(1);
 /// Objects worked on at the same time.
 const PARALLEL: usize = 16;
 
@@ -92,6 +95,10 @@ pub struct Agent {
     inflight: Mutex<BTreeSet<Key>>,
     capacity: Mutex<Option<HostCapacity>>,
     metadata: metadata::Listeners,
+    lease: Option<lease::Lease>,
+    /// What the hypervisor is told of the lease is told in order.
+    telling: tokio::sync::Mutex<()>,
+    renew: Notify,
     work: Notify,
     report: Notify,
     sequence: AtomicU64,
@@ -109,9 +116,37 @@ impl Agent {
         control: Arc<dyn ControlPlane>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>> {
+        Agent::make(config, drivers, control, clock, None)
+    }
+
+    /// The same for a host with leases: guests stand still when the control plane was not heard of for a lease's time.
+    /// `lease_clock` measures it: a clock that nobody sets, and that counts while the machine sleeps.
+    ///
+    /// # Errors
+    /// Where the state directory cannot be read or written.
+    pub fn leased(
+        config: Config,
+        drivers: Drivers,
+        control: Arc<dyn ControlPlane>,
+        clock: Arc<dyn Clock>,
+        lease_clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>> {
+        Agent::make(config, drivers, control, clock, Some(lease_clock))
+    }
+
+    fn make(
+        config: Config,
+        drivers: Drivers,
+        control: Arc<dyn ControlPlane>,
+        clock: Arc<dyn Clock>,
+        lease_clock: Option<Arc<dyn Clock>>,
+    ) -> Result<Arc<Self>> {
         let ledger = Ledger::open(&config.state_dir)?;
         let spec = ledger.spec().cloned().map(Arc::new);
         let sequence = u64::try_from(clock.now().0).unwrap_or(0);
+        let lease = lease_clock.map(|clock| {
+            lease::Lease::open(clock, config.state_dir.join("lease.json"), config.boot_id.clone())
+        });
         Ok(Arc::new(Agent {
             config,
             drivers,
@@ -123,6 +158,9 @@ impl Agent {
             inflight: Mutex::default(),
             capacity: Mutex::default(),
             metadata: metadata::Listeners::default(),
+            lease,
+            telling: tokio::sync::Mutex::default(),
+            renew: Notify::new(),
             work: Notify::new(),
             report: Notify::new(),
             // Starting from the clock keeps sequences growing over restarts without another file.
@@ -136,8 +174,9 @@ impl Agent {
         let spec = tokio::spawn(self.clone().spec_loop());
         let converge = tokio::spawn(self.clone().converge_loop());
         let report = tokio::spawn(self.clone().report_loop());
+        let lease = tokio::spawn(self.clone().lease_loop());
         let _ = stop.wait_for(|stopped| *stopped).await;
-        for task in [spec, converge, report] {
+        for task in [spec, converge, report, lease] {
             task.abort();
         }
         self.metadata.close();
@@ -190,6 +229,8 @@ impl Agent {
         match accepted {
             Ok(Ok(spec)) => {
                 self.spec.send_replace(Some(spec));
+                self.tell_lease().await;
+                self.renew.notify_one();
                 self.work.notify_one();
                 self.report.notify_one();
             }
@@ -198,6 +239,47 @@ impl Agent {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             Err(error) => tracing::error!(%error, "ledger task failed"),
+        }
+    }
+
+    /// Whether guests may run here now.
+    pub(crate) fn may_run(&self) -> bool {
+        self.lease.as_ref().is_none_or(lease::Lease::valid)
+    }
+
+    async fn lease_loop(self: Arc<Self>) {
+        let Some(lease) = &self.lease else { return };
+        self.tell_lease().await;
+        loop {
+            let generation = self.spec.borrow().as_ref().map_or(0, |s| s.generation);
+            // Before it is asked for: however long the answer takes, the control plane counts from a later moment.
+            let asked = lease.now();
+            let pause = match self.control.lease(self.config.host, generation).await {
+                Ok(term) => {
+                    if let Err(error) = lease.extend(asked.plus(term)) {
+                        tracing::error!(host = %self.config.host, error = %error.chain(), "lease not written down");
+                    }
+                    self.tell_lease().await;
+                    self.work.notify_one();
+                    term / 3
+                }
+                Err(error) => {
+                    tracing::warn!(host = %self.config.host, error = %error.chain(), "lease not renewed");
+                    LEASE_RETRY
+                }
+            };
+            // A new spec may be what the control plane waits for, or name servers that it has not seen this host hold.
+            let _ = tokio::time::timeout(pause, self.renew.notified()).await;
+        }
+    }
+
+    /// Hands the lease to the hypervisor: the servers of the present spec, until its end.
+    async fn tell_lease(&self) {
+        let Some(lease) = &self.lease else { return };
+        let _turn = self.telling.lock().await;
+        let told = lease.of_guests(self.spec.borrow().as_deref());
+        if let Err(error) = self.drivers.hypervisor.lease(&told).await {
+            tracing::error!(host = %self.config.host, error = %error.chain(), "the hypervisor has no newer lease");
         }
     }
 

@@ -15,9 +15,10 @@ use store::Query;
 use tokio::sync::watch;
 
 use crate::State;
+use crate::leases::{Given, fence_of, raise};
 use crate::logic::fold::server_spec;
 use crate::logic::state::{Change, apply_report};
-use crate::model::{DiskState, Host, Server};
+use crate::model::{DiskState, Host, JoinedHost, Server};
 
 /// How long an agent's question for a newer spec is held.
 const LONG_POLL: Duration = Duration::from_secs(30);
@@ -54,6 +55,8 @@ struct Told {
     leaving: HashMap<ServerId, u64>,
     /// Servers that wait for something of this host.
     waiting: HashMap<ServerId, ()>,
+    /// The newest lease that was given by this process.
+    given: Option<Given>,
 }
 
 /// All hosts in memory.
@@ -72,6 +75,16 @@ impl Hosts {
     /// The newest report of a server by its host.
     pub(crate) fn server(&self, host: HostId, id: ServerId) -> Option<ServerReport> {
         self.of(host).told.lock().servers.get(&id).cloned()
+    }
+
+    /// The newest lease that this process gave the host.
+    pub(crate) fn given(&self, host: HostId) -> Option<Given> {
+        self.of(host).told.lock().given
+    }
+
+    /// Remembers a lease.
+    pub(crate) fn give(&self, host: HostId, given: Given) {
+        self.of(host).told.lock().given = Some(given);
     }
 
     /// When the host last reported to this process.
@@ -144,6 +157,7 @@ impl State {
 
     /// Folds a host's spec and hands it to its agent; answers whether it was new.
     async fn fold(&self, id: HostId) -> Result<bool> {
+        let fence = self.store.read(move |tx| fence_of(tx, id)).await?;
         let mut spec = self.content(id).await?;
         let runtime = self.hosts.of(id);
         let held = runtime.spec.borrow().clone();
@@ -160,6 +174,12 @@ impl State {
             .store
             .write(move |tx| {
                 let Some(mut host) = tx.get::<Host>(&id)? else { return Ok(None) };
+                if fence_of(tx, id)? != fence {
+                    // What was read may still have a server that was taken from the host meanwhile.
+                    return Err(Error::retry(format!(
+                        "servers were taken from host {id} while its spec was folded"
+                    )));
+                }
                 if host.spec_hash != hash {
                     host.spec_generation += 1;
                     host.spec_hash.clone_from(&hash);
@@ -256,6 +276,8 @@ impl State {
                 }
                 host.spec_generation = generation;
                 host.spec_hash.clear();
+                // That spec is not known here: it may name servers that other hosts have.
+                raise(tx, id, generation + 1)?;
                 tx.wake("host", id);
                 tx.update_status(&mut host)?;
                 Ok(true)
@@ -351,6 +373,18 @@ impl ControlPlane for State {
             Ok(Ok(found)) => Ok(found.as_ref().map(|s| HostSpec::clone(s))),
             Ok(Err(_)) | Err(_) => Ok(None),
         }
+    }
+
+    async fn lease(&self, host: HostId, generation: u64) -> Result<Duration> {
+        self.give_lease(host, generation).await
+    }
+
+    async fn admit(&self, host: HostId) -> Result<()> {
+        let joined = self.store.read(move |tx| tx.get::<JoinedHost>(&host)).await?;
+        if joined.is_some_and(|j| j.removed) {
+            return Err(Error::forbidden(format!("Host {host} was removed from this cloud.")));
+        }
+        Ok(())
     }
 
     async fn report(&self, report: HostReport) -> Result<()> {

@@ -12,6 +12,8 @@
 
 mod api;
 mod hosts;
+mod joining;
+mod leases;
 mod logic;
 pub mod model;
 mod nudge;
@@ -57,6 +59,11 @@ pub struct Config {
     pub patience: Duration,
     /// How long after its last report a host counts as down.
     pub down_after: Duration,
+    /// How long a host with leases runs its guests without hearing from us.
+    pub lease: Duration,
+    /// How long after the end of its lease a host is sure to have stopped its guests: how late it may look, and how far
+    /// the clocks of two control planes may be apart.
+    pub lease_margin: Duration,
     /// Most items in one answer of a list.
     pub max_limit: usize,
     /// Whether every server gets a config drive.
@@ -76,6 +83,8 @@ impl Default for Config {
             quota: BTreeMap::new(),
             patience: Duration::from_secs(120),
             down_after: Duration::from_secs(75),
+            lease: Duration::from_secs(60),
+            lease_margin: Duration::from_secs(15),
             max_limit: 1000,
             force_config_drive: false,
         }

@@ -395,6 +395,45 @@ store::resource! {
 }
 
 store::resource! {
+    /// What fences a host; a row of its own, so that servers of an older version, which know nothing of it, leave it alone.
+    pub struct HostLease, table "compute_leases", id HostId {
+        unique: [],
+        index: [],
+    } {
+        /// No lease that was given to the host ends later. Never goes back.
+        pub until: Timestamp,
+        /// Specs below this generation may name servers that were given to other hosts. Never goes back.
+        pub fence: u64,
+    }
+}
+
+store::resource! {
+    /// A token with which one host may join; the id is the SHA-256 of its secret.
+    pub struct JoinToken, table "compute_join_tokens", id String {
+        unique: [],
+        index: [expires_at],
+    } {
+        /// When it ends.
+        pub expires_at: Timestamp,
+        /// The host that used it, and the SHA-256 of that host's public key: the same host may ask again when the answer was lost.
+        pub used: Option<(HostId, String)>,
+    }
+}
+
+store::resource! {
+    /// A host that joined with a token.
+    pub struct JoinedHost, table "compute_joined_hosts", id HostId {
+        unique: [[name]],
+        index: [],
+    } {
+        /// Its name; `None` once it was removed.
+        pub name: Option<String>,
+        /// Whether it was removed: its certificate is worth nothing any more.
+        pub removed: bool,
+    }
+}
+
+store::resource! {
     /// What a project uses; claimed with what it pays for.
     pub struct Usage, table "compute_usage", id ProjectId {
         unique: [],
@@ -482,7 +521,9 @@ store::resource! {
 }
 
 /// The tables.
-pub const MIGRATIONS: &[Migration] = &[Migration::new(
+pub const MIGRATIONS: &[Migration] = &[FIRST, JOINING];
+
+const FIRST: Migration = Migration::new(
     1,
     "compute",
     &[
@@ -497,4 +538,10 @@ pub const MIGRATIONS: &[Migration] = &[Migration::new(
         Step::table::<Aggregate>(),
         Step::table::<PastServer>(),
     ],
-)];
+);
+
+const JOINING: Migration = Migration::new(
+    2,
+    "leases and joining hosts",
+    &[Step::table::<HostLease>(), Step::table::<JoinToken>(), Step::table::<JoinedHost>()],
+);

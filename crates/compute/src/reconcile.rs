@@ -12,6 +12,7 @@ use store::{Query, Tx};
 
 use crate::State;
 use crate::hosts::unfinished;
+use crate::leases::REBUILDING;
 use crate::logic::schedule::{self, Ask, HostView};
 use crate::logic::{fold, names};
 use crate::model::{
@@ -56,7 +57,7 @@ impl Reconciler for Servers {
         let all = self.0.store.read(|tx| tx.list::<Server>(&Query::new())).await?;
         let open = |s: &Server| {
             s.deleting
-                || (s.vm_state == VmState::Building && !s.ready)
+                || ((s.vm_state == VmState::Building || rebuilding(s)) && !s.ready)
                 || (s.vm_state != VmState::Error && unfinished(s))
         };
         Ok(all.into_iter().filter(open).map(|s| s.id.to_string()).collect())
@@ -73,6 +74,11 @@ enum Step<T> {
     Fail(Error),
 }
 
+/// Whether the server is being made anew on another host.
+fn rebuilding(server: &Server) -> bool {
+    server.task.as_deref() == Some(REBUILDING)
+}
+
 /// Whether an error is a refusal that asking again does not change.
 fn refused(error: &Error) -> bool {
     error.kind().status() < 500 && error.kind() != Kind::TooManyRequests
@@ -83,11 +89,15 @@ impl State {
         if server.ready {
             return self.keep_up(server, stale).await;
         }
-        if server.vm_state != VmState::Building {
+        if server.vm_state != VmState::Building && !rebuilding(&server) {
             // A build that failed stays failed until it is deleted.
             return Ok(Outcome::Done);
         }
         if server.host_id.is_none() {
+            if rebuilding(&server) {
+                // What it had at the host that was lost.
+                self.deps.placement.deallocate(server.id).await?;
+            }
             match self.place(&mut server).await? {
                 Step::Next(()) => {}
                 Step::Wait(pause) => return Ok(Outcome::After(pause)),
@@ -125,7 +135,9 @@ impl State {
                 server.zone.clone_from(&built.zone);
                 merge(&mut server, &built);
                 server.ready = true;
-                server.task = Some("spawning".to_owned());
+                if !rebuilding(&server) {
+                    server.task = Some("spawning".to_owned());
+                }
                 tx.update(&mut server)?;
                 if let Some(host) = server.host_id {
                     tx.wake("host", host);
@@ -392,7 +404,9 @@ impl State {
         let device = server.id.to_string();
         let mut nics = std::mem::take(&mut server.nics);
         let mut failed = None;
-        for nic in nics.iter_mut().filter(|n| n.plugged.is_none() && !n.detaching) {
+        // On another host the same ports are plugged anew.
+        let moved = rebuilding(server) && !server.ready;
+        for nic in nics.iter_mut().filter(|n| (n.plugged.is_none() || moved) && !n.detaching) {
             match self.bring_nic(server, nic, &device, &owner, &host).await {
                 Ok(info) => nic.plugged = Some(plugged(&info)),
                 Err(error) if refused(&error) => {
@@ -451,6 +465,7 @@ impl State {
                 if server.deleting {
                     return Ok(());
                 }
+                let action = if rebuilding(&server) { "evacuate" } else { "create" };
                 server.vm_state = VmState::Error;
                 server.task = None;
                 server.fault = Some(Fault {
@@ -465,7 +480,7 @@ impl State {
                 server.host_id = None;
                 server.host_name = None;
                 tx.update_status(&mut server)?;
-                finish_action(tx, id, "create", Some(&message))
+                finish_action(tx, id, action, Some(&message))
             })
             .await?;
         Ok(Outcome::Done)

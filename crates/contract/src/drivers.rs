@@ -1,10 +1,12 @@
 //! Host-side driver traits. Drivers hold no policy: `observe` says what is, `ensure` makes it so (idempotent, from any
 //! state, after any crash), `remove` is idempotent and a missing thing is success, `events` are hints only.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use base::{PortId, Result, ServerId, SnapshotId, VolumeId};
+use base::{PortId, Result, ServerId, SnapshotId, Timestamp, VolumeId};
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::host::{
@@ -24,6 +26,15 @@ pub struct Guest {
     pub volumes: Vec<VolumeId>,
     /// Ports plugged now.
     pub ports: Vec<PortId>,
+}
+
+/// Which guests of a host may run, and until when.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct GuestLease {
+    /// The moment, by the clock that the agent's lease is measured with.
+    pub until: Timestamp,
+    /// The guests.
+    pub servers: BTreeSet<ServerId>,
 }
 
 /// Where a disk's data is for a hypervisor on this host.
@@ -70,6 +81,13 @@ pub trait Hypervisor: Send + Sync {
 
     /// The last `length` lines (all if `None`) of the serial console.
     async fn console_log(&self, id: ServerId, length: Option<usize>) -> Result<String>;
+
+    /// Replaces the lease of this host's guests. Once one was given, guests that it does not name, and all guests when its
+    /// moment has passed, stand still until a newer one lets them go on; the driver sees to that even while the agent is
+    /// dead. Called only where the host has leases.
+    async fn lease(&self, _lease: &GuestLease) -> Result<()> {
+        Ok(())
+    }
 
     /// Hints that a guest changed by itself.
     fn events(&self) -> broadcast::Receiver<ServerId>;

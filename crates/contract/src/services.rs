@@ -391,4 +391,14 @@ pub trait ControlPlane: Send + Sync {
     async fn spec(&self, host: HostId, after: u64) -> Result<Option<HostSpec>>;
     /// Hands in a report; also registers an unknown host.
     async fn report(&self, report: HostReport) -> Result<()>;
+    /// Renews the host's lease: its guests may run for the time answered, counted from the moment before this was asked.
+    /// `generation` is that of the spec the host holds. `Conflict`: the host must take a newer spec first, because a server
+    /// may have been given to another host meanwhile; `Forbidden`: the host was declared dead.
+    async fn lease(&self, _host: HostId, _generation: u64) -> Result<std::time::Duration> {
+        Err(base::Error::not_implemented("This control plane gives no leases."))
+    }
+    /// `Forbidden` for a host that was removed and may speak no more.
+    async fn admit(&self, _host: HostId) -> Result<()> {
+        Ok(())
+    }
 }

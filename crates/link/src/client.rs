@@ -12,10 +12,12 @@ use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
-use crate::{Answer, Ask, Failure, Question};
+use crate::{Answer, Ask, Failure, Held, Question, Term};
 
 /// Longer than any long-poll of the server.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// An answer that comes later is asked for again: a lease counts from when it was asked for.
+const LEASE: Duration = Duration::from_secs(5);
 
 /// A server as an agent reaches it.
 #[derive(Clone)]
@@ -100,6 +102,12 @@ impl ControlPlane for Client {
 
     async fn report(&self, report: HostReport) -> Result<()> {
         send(self.request(Method::POST, "report").timeout(TIMEOUT).json(&report)).await.map(drop)
+    }
+
+    async fn lease(&self, _host: HostId, generation: u64) -> Result<Duration> {
+        let request = self.request(Method::POST, "lease").timeout(LEASE).json(&Held { generation });
+        let term: Term = send(request).await?.json().await.map_err(unreachable)?;
+        Ok(Duration::from_millis(term.milliseconds))
     }
 }
 

@@ -52,6 +52,20 @@ pub struct Answer {
     pub result: Result<String, Failure>,
 }
 
+/// What a host holds when it asks for its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Generation of its spec.
+    pub generation: u64,
+}
+
+/// How long a lease is, counted from before it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Term {
+    /// In milliseconds.
+    pub milliseconds: u64,
+}
+
 /// A failure on the other side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -71,6 +85,7 @@ impl From<Failure> for base::Error {
     fn from(failure: Failure) -> Self {
         let kind = match failure.status {
             400 => base::Kind::BadRequest,
+            403 => base::Kind::Forbidden,
             404 => base::Kind::NotFound,
             409 => base::Kind::Conflict,
             503 => base::Kind::Unavailable,

@@ -14,7 +14,7 @@ use contract::host::HostReport;
 use contract::services::{ControlPlane, Images};
 use serde::Deserialize;
 
-use crate::{Answer, Failure, Questions};
+use crate::{Answer, Failure, Held, Questions, Term};
 
 /// Largest report: some thousand servers on a host.
 const REPORT_BYTES: usize = 32 * 1024 * 1024;
@@ -38,6 +38,7 @@ pub fn routes(control: Arc<dyn ControlPlane>, images: Arc<dyn Images>, questions
     Router::new()
         .route("/agent/v1/spec", get(spec))
         .route("/agent/v1/report", post(report))
+        .route("/agent/v1/lease", post(lease))
         .route("/agent/v1/questions", get(question).post(answer))
         .route("/agent/v1/images/{id}", get(image))
         .layer(DefaultBodyLimit::max(REPORT_BYTES))
@@ -62,11 +63,13 @@ impl IntoResponse for Refusal {
     }
 }
 
-fn host(peer: Option<Extension<Peer>>) -> Result<HostId, Refusal> {
-    match peer {
-        Some(Extension(Peer(host))) => Ok(host),
-        None => Err(base::Error::unauthenticated("A host's client certificate is needed here.").into()),
-    }
+/// The host that asks, if it still may.
+async fn host(desk: &Desk, peer: Option<Extension<Peer>>) -> Result<HostId, Refusal> {
+    let Some(Extension(Peer(host))) = peer else {
+        return Err(base::Error::unauthenticated("A host's client certificate is needed here.").into());
+    };
+    desk.control.admit(host).await?;
+    Ok(host)
 }
 
 #[derive(Deserialize)]
@@ -79,7 +82,7 @@ async fn spec(
     peer: Option<Extension<Peer>>,
     Query(query): Query<After>,
 ) -> Result<Response, Refusal> {
-    match desk.control.spec(host(peer)?, query.after).await? {
+    match desk.control.spec(host(&desk, peer).await?, query.after).await? {
         Some(spec) => Ok(Json(spec).into_response()),
         None => Ok(StatusCode::NO_CONTENT.into_response()),
     }
@@ -90,15 +93,24 @@ async fn report(
     peer: Option<Extension<Peer>>,
     Json(report): Json<HostReport>,
 ) -> Result<StatusCode, Refusal> {
-    if report.host != host(peer)? {
+    if report.host != host(&desk, peer).await? {
         return Err(base::Error::forbidden("A host reports only for itself.").into());
     }
     desk.control.report(report).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
+async fn lease(
+    State(desk): State<Desk>,
+    peer: Option<Extension<Peer>>,
+    Json(held): Json<Held>,
+) -> Result<Json<Term>, Refusal> {
+    let term = desk.control.lease(host(&desk, peer).await?, held.generation).await?;
+    Ok(Json(Term { milliseconds: u64::try_from(term.as_millis()).unwrap_or(u64::MAX) }))
+}
+
 async fn question(State(desk): State<Desk>, peer: Option<Extension<Peer>>) -> Result<Response, Refusal> {
-    match desk.questions.next(host(peer)?, POLL).await {
+    match desk.questions.next(host(&desk, peer).await?, POLL).await {
         Some(question) => Ok(Json(question).into_response()),
         None => Ok(StatusCode::NO_CONTENT.into_response()),
     }
@@ -109,7 +121,7 @@ async fn answer(
     peer: Option<Extension<Peer>>,
     Json(answer): Json<Answer>,
 ) -> Result<StatusCode, Refusal> {
-    desk.questions.answer(host(peer)?, answer);
+    desk.questions.answer(host(&desk, peer).await?, answer);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -118,7 +130,7 @@ async fn image(
     peer: Option<Extension<Peer>>,
     Path(id): Path<ImageId>,
 ) -> Result<Response, Refusal> {
-    host(peer)?;
+    host(&desk, peer).await?;
     let bytes = desk.images.read(id, 0).await?;
     Ok(Body::from_stream(bytes).into_response())
 }

@@ -140,6 +140,10 @@ impl Machine {
                 None => PowerObserved::Crashed,
             };
         };
+        if process.stopped() {
+            // By its guard: it would not answer.
+            return PowerObserved::Paused;
+        }
         let status = match self.monitor(process).await {
             Ok(qmp) => qmp.call("query-status", json!({})).await,
             Err(error) => Err(error),

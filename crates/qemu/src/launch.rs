@@ -134,13 +134,24 @@ pub(crate) async fn start(
     socket: &Path,
     arguments: &[String],
 ) -> Result<Process> {
+    let server = dir.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
     let _ = std::fs::remove_file(socket);
     let errors = dir.join("qemu.log");
     let stderr = std::fs::File::create(&errors).map_err(io(&errors))?;
-    // setsid and setpriv replace themselves: the child's pid is QEMU's.
+    // setsid and setpriv replace themselves: the child's pid is QEMU's, or its guard's.
     let mut command = Command::new("setsid");
+    if let Some(guard) = &config.guard {
+        // The guard stays, as QEMU's parent; without it QEMU dies.
+        command.arg(guard).args(["guest-guard", "--lease"]).arg(crate::guard::path(&config.dir));
+        command.args(["--server", server, "--", "setpriv", "--pdeathsig", "KILL"]);
+        if config.user.is_none() {
+            command.arg("--no-new-privs");
+        }
+    } else if config.user.is_some() {
+        command.arg("setpriv");
+    }
     if let Some((uid, gid)) = config.user {
-        command.arg("setpriv").arg(format!("--reuid={uid}")).arg(format!("--regid={gid}"));
+        command.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}"));
         match (accelerator, kvm_group()) {
             (Accelerator::Kvm, Some(group)) => command.arg(format!("--groups={group}")),
             _ => command.arg("--clear-groups"),
@@ -176,7 +187,17 @@ pub(crate) async fn start(
     tokio::spawn(async move {
         let _ = child.wait().await;
     });
-    Ok(process)
+    if config.guard.is_none() {
+        return Ok(process);
+    }
+    let guarded = crate::Qmp::connect(socket).await.ok().and_then(|qmp| qmp.peer()).and_then(Process::find);
+    match guarded {
+        Some(guarded) => Ok(guarded),
+        None => {
+            process.kill().await?;
+            Err(Error::unavailable("QEMU ended as soon as it had started."))
+        }
+    }
 }
 
 fn kvm_group() -> Option<u32> {

@@ -4,7 +4,8 @@
 //! it must write and the room of the QMP socket, and can neither make nor replace others. QEMU runs as that user under
 //! seccomp, in a session of its own: it belongs to nobody, so guests go on while this process is away, and are found
 //! again by pid, start time *and* boot. `-no-shutdown` keeps a guest that powered itself off visible, so that it is
-//! never taken for one whose process was killed.
+//! never taken for one whose process was killed. On a host with leases each process is the child of a small guard that
+//! stops it when the lease ends, and without which it dies: see [`guard`].
 //!
 //! Invariant: the state file says which devices a guest has and where they are plugged before QEMU is told; whatever
 //! is killed when, `ensure` finds its way from there. No policy here: when to start is the agent's word.
@@ -15,6 +16,7 @@ mod accel;
 mod console;
 mod devices;
 mod disks;
+pub mod guard;
 mod guest;
 mod launch;
 mod live;
@@ -29,7 +31,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::{Error, Result, ServerId};
-use contract::drivers::{Guest, GuestPlan, Hypervisor};
+use contract::drivers::{Guest, GuestLease, GuestPlan, Hypervisor};
 use contract::host::HostCapacity;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -50,6 +52,8 @@ pub struct Config {
     pub user: Option<(u32, u32)>,
     /// How long a guest may take to shut down when asked by ACPI.
     pub grace: std::time::Duration,
+    /// The program that stands over each guest of a host with leases: `PROGRAM guest-guard …` runs [`guard::run`].
+    pub guard: Option<PathBuf>,
 }
 
 /// The driver.
@@ -163,6 +167,10 @@ impl Hypervisor for Qemu {
         self.machine(id).remove().await?;
         self.machines.lock().remove(&id);
         Ok(())
+    }
+
+    async fn lease(&self, lease: &GuestLease) -> Result<()> {
+        guard::write(&self.config.dir, lease).map_err(io(&self.config.dir))
     }
 
     async fn console_log(&self, id: ServerId, length: Option<usize>) -> Result<String> {

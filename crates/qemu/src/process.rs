@@ -49,6 +49,12 @@ impl Process {
         started(self.pid) == Some(self.started) && boot() == Some(self.boot)
     }
 
+    /// Whether it was stopped by a signal.
+    pub fn stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        self.alive() && stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    }
+
     /// A handle that stays with this process even if its number is given away; `None` where it ended.
     fn open(&self) -> io::Result<Option<OwnedFd>> {
         // SAFETY: a plain system call; the answer is checked before it is owned.

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use base::{Entropy, Error, NetworkId, PortId, Result, ServerId, SnapshotId, VolumeId};
-use contract::drivers::{BlockDevice, BlockStorage, Guest, GuestPlan, HostNetwork, Hypervisor, ImageSource};
+use base::{Entropy, Error, NetworkId, PortId, Result, ServerId, SnapshotId, Timestamp, VolumeId};
+use contract::drivers::{
+    BlockDevice, BlockStorage, Guest, GuestLease, GuestPlan, HostNetwork, Hypervisor, ImageSource,
+};
 use contract::host::{
     DiskSource, HostCapacity, ImageRef, MetadataPort, NicSpec, Power, PowerObserved, SnapshotSpec, VolumeSpec,
 };
@@ -84,6 +86,7 @@ impl SimHost {
             hypervisor: Arc::new(SimHypervisor {
                 hostname: hostname.to_owned(),
                 guests: Mutex::default(),
+                lease: Mutex::default(),
                 events: broadcast::Sender::new(256),
                 chance: chance.clone(),
                 profile: profile.clone(),
@@ -104,6 +107,7 @@ impl SimHost {
 pub struct SimHypervisor {
     hostname: String,
     guests: Mutex<BTreeMap<ServerId, Guest>>,
+    lease: Mutex<Option<GuestLease>>,
     events: broadcast::Sender<ServerId>,
     chance: Chance,
     profile: Profile,
@@ -118,6 +122,14 @@ impl SimHypervisor {
     /// The guest shuts itself down.
     pub fn shut_down(&self, id: ServerId) {
         self.change(id, PowerObserved::Shutdown);
+    }
+
+    /// Guests whose CPUs run at this moment of the lease clock: those that run, as far as the lease lets them.
+    pub fn running(&self, now: Timestamp) -> BTreeSet<ServerId> {
+        let lease = self.lease.lock();
+        let may = |id: &ServerId| lease.as_ref().is_none_or(|l| now < l.until && l.servers.contains(id));
+        let guests = self.guests.lock();
+        guests.values().filter(|g| g.power == PowerObserved::Running && may(&g.id)).map(|g| g.id).collect()
     }
 
     fn change(&self, id: ServerId, power: PowerObserved) {
@@ -191,6 +203,11 @@ impl Hypervisor for SimHypervisor {
         };
         self.guests.lock().insert(spec.id, guest.clone());
         Ok(guest)
+    }
+
+    async fn lease(&self, lease: &GuestLease) -> Result<()> {
+        *self.lease.lock() = Some(lease.clone());
+        Ok(())
     }
 
     async fn remove(&self, id: ServerId) -> Result<()> {

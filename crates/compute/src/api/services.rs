@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::ADMIN;
 use super::lists::{number, own, strict};
 use crate::State;
-use crate::model::{Aggregate, Host, Server};
+use crate::model::{Aggregate, Host, JoinedHost, Server};
 use crate::reconcile::zone_of;
 
 pub(crate) const COMPUTE: &str = "nova-compute";
@@ -311,8 +311,8 @@ async fn force_down(cx: Ctx<State>, req: Request<NamedDown>) -> Result<Reply> {
     Ok(Reply::json(&json!({"service": {"host": host, "binary": binary, "forced_down": forced}})))
 }
 
-/// Forgets a host without servers: its row and its places in aggregates. A host that lives comes back with its next
-/// report; stop its agent first.
+/// Forgets a host without servers: its row and its places in aggregates. The certificate of a host that joined with a
+/// token is refused from now on; any other host that lives comes back with its next report: stop its agent first.
 async fn delete(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
     cx.allow(&own(&cx))?;
     let text = req.param("service_id").to_owned();
@@ -330,6 +330,11 @@ async fn delete(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
                 if aggregate.hosts.remove(&host.name) {
                     tx.update(&mut aggregate)?;
                 }
+            }
+            if let Some(mut joined) = tx.get::<JoinedHost>(&host.id)? {
+                joined.removed = true;
+                joined.name = None;
+                tx.update(&mut joined)?;
             }
             tx.delete::<Host>(&host.id).map(drop)
         })

@@ -55,6 +55,7 @@ impl World {
             hostname: "test".into(),
             user: nix::unistd::geteuid().is_root().then_some((64117, 64117)),
             grace: Duration::from_millis(300),
+            guard: None,
         }
     }
 

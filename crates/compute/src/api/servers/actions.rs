@@ -1,19 +1,21 @@
 //! `/servers/{id}/action`.
 
-use ::api::types::{LaxInt, Name, Text};
+use ::api::types::{LaxBool, LaxInt, Name, Text};
 use ::api::{Ctx, Op, Reply, Request};
 use base::{Error, Result};
 use contract::host::Power;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use store::Query;
 
 use super::super::wire::{owned, record, server_id, words};
 use super::super::{ADMIN, MEMBER};
 use super::{remove, save};
 use crate::State;
+use crate::leases::take_away;
 use crate::logic::state::{conflict, need, unlocked};
-use crate::model::{Locked, Server, VmState};
+use crate::model::{Host, Locked, Server, VmState};
 
 const PATH: &str = "/v2.1/servers/{id}/action";
 
@@ -51,6 +53,10 @@ pub(super) fn ops() -> Vec<Op<State>> {
         act("os-resetState", "os_compute_api:os-admin-actions:reset_state", reset_state)
             .default_rule(ADMIN)
             .summary("Set a server's state by hand"),
+        act("evacuate", "os_compute_api:os-evacuate", evacuate)
+            .default_rule(ADMIN)
+            .status(200)
+            .summary("Make a server anew on another host when its own is lost"),
         act("changePassword", "os_compute_api:os-admin-password", password)
             .summary("Change the password in the guest"),
     ];
@@ -74,7 +80,6 @@ fn unbuilt() -> Vec<Op<State>> {
         ("createBackup", "os_compute_api:os-create-backup", MEMBER),
         ("migrate", "os_compute_api:os-migrate-server:migrate", ADMIN),
         ("os-migrateLive", "os_compute_api:os-migrate-server:migrate_live", ADMIN),
-        ("evacuate", "os_compute_api:os-evacuate", ADMIN),
         ("trigger_crash_dump", "os_compute_api:servers:trigger_crash_dump", MEMBER),
         ("os-getVNCConsole", "os_compute_api:os-remote-consoles", MEMBER),
         ("os-getSPICEConsole", "os_compute_api:os-remote-consoles", MEMBER),
@@ -350,6 +355,80 @@ async fn reset_state(cx: Ctx<State>, req: Request<Reset>) -> Result<Reply> {
         })
         .await?;
     Ok(Reply::empty())
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Evacuate {
+    host: Option<Text<1, 255>>,
+    #[serde(rename = "adminPass")]
+    admin_pass: Option<Text<0, 255>>,
+    #[serde(rename = "onSharedStorage")]
+    on_shared_storage: Option<LaxBool>,
+    force: Option<LaxBool>,
+}
+
+/// Gives a server of a lost host to another one. Only what its image holds comes back: its disks were on its host.
+async fn evacuate(cx: Ctx<State>, req: Request<Evacuate>) -> Result<Reply> {
+    let id = server_id(&req)?;
+    let body = &req.body;
+    super::gate(&cx, body.force.is_some(), 2, 29, "force")?;
+    if body.on_shared_storage.is_some() && cx.since(2, 14) {
+        return Err(Error::bad_request("'onSharedStorage' is not a field of 'evacuate' since 2.14"));
+    }
+    if body.on_shared_storage.as_ref().is_some_and(|shared| shared.0) {
+        return Err(Error::bad_request("'onSharedStorage': hosts of this cloud share no storage"));
+    }
+    if body.force.as_ref().is_some_and(|force| force.0) {
+        return Err(Error::bad_request("'force': no host is used without asking whether it has room"));
+    }
+    let wanted = body.host.as_ref().map(|h| h.as_str().to_owned());
+    let pass = match (&body.admin_pass, cx.since(2, 14)) {
+        (Some(pass), _) => Some(pass.as_str().to_owned()),
+        (None, false) => Some(cx.state().entropy.password(12)),
+        (None, true) => None,
+    };
+    let (cx2, shown) = (cx.clone(), pass.clone());
+    cx.store()
+        .write(move |tx| {
+            let mut server = owned(tx, &cx2, id)?;
+            let hosts = tx.list::<Host>(&Query::new())?;
+            if let Some(name) = &wanted {
+                let target = hosts.iter().find(|h| h.name == *name);
+                let target =
+                    target.ok_or_else(|| Error::not_found(format!("Compute host {name} not found.")))?;
+                if Some(target.id) == server.host_id {
+                    return Err(Error::bad_request(format!(
+                        "'host': instance {id} is on host {name} already"
+                    )));
+                }
+            }
+            let state = cx2.state();
+            if let Some(host) = hosts.iter().find(|h| Some(h.id) == server.host_id && state.is_up(h)) {
+                return Err(Error::bad_request(format!("Compute service of {} is still in use.", host.name)));
+            }
+            if server.host_id.is_none()
+                && !(server.vm_state == VmState::Error && server.launched_at.is_some())
+            {
+                return Err(conflict(&server, "evacuate"));
+            }
+            take_away(tx, &mut server, state.config.lease_margin)?;
+            server.host_wanted.clone_from(&wanted);
+            if pass.is_some() {
+                server.admin_pass.clone_from(&pass);
+            }
+            if cx2.since(2, 95) {
+                // Nova leaves it to the owner to start it.
+                server.power = Power::Stopped;
+            }
+            tx.update(&mut server)?;
+            record(tx, &cx2, &server, "evacuate")
+        })
+        .await?;
+    if cx.since(2, 14) {
+        return Ok(Reply::empty());
+    }
+    Ok(Reply::json(&json!({"adminPass": shown})))
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
