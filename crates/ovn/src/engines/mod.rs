@@ -1,5 +1,6 @@
 //! The local OVN and Open vSwitch daemons: `ovsdb-server` (Northbound, Southbound and the switch's database in one
-//! process), `ovn-northd`, `ovs-vswitchd`, `ovn-controller`, from a private run directory.
+//! process), `ovn-northd`, `ovs-vswitchd`, `ovn-controller`, from a private run directory. A host that joined another one
+//! runs only what belongs to its own switch.
 //!
 //! Invariant: the daemons outlive this process, because guests' traffic goes through them; [`Engines::start`] adopts
 //! those that run and starts those that do not. Only [`Engines::stop`], [`stop`] and [`purge`] end them, and only by
@@ -7,10 +8,12 @@
 
 mod daemon;
 pub(crate) mod plumbing;
+pub mod underlay;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -70,6 +73,38 @@ pub struct External {
     pub gateway: IpAddr,
 }
 
+/// Key and certificate with which a host speaks to the Southbound database, or that with hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM file of the private key.
+    pub key: PathBuf,
+    /// PEM file of the certificate.
+    pub certificate: PathBuf,
+    /// PEM file of the only CA that is trusted.
+    pub ca: PathBuf,
+}
+
+/// Where the Southbound database is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Southbound {
+    /// Here, for this host only.
+    Local,
+    /// Here, and joined hosts reach it: over TLS, with the rights of `ovn-controller` on their own rows only.
+    Served {
+        /// Where it listens.
+        listen: SocketAddr,
+        /// The server's.
+        tls: Tls,
+    },
+    /// At another host: neither Northbound nor Southbound nor `ovn-northd` run here.
+    Remote {
+        /// Its address.
+        address: SocketAddr,
+        /// This host's.
+        tls: Tls,
+    },
+}
+
 /// What to run.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -81,6 +116,11 @@ pub struct Config {
     pub hostname: String,
     /// Underlay address for tunnels; 127.0.0.1 on a single machine.
     pub encap_ip: IpAddr,
+    /// The device that has that address. The userspace datapath takes it into a bridge of its own, which then has the
+    /// address, because it finds no way to other hosts else. `None`: there are no other hosts.
+    pub underlay: Option<String>,
+    /// The Southbound database.
+    pub southbound: Southbound,
     /// The external network, if any.
     pub external: Option<External>,
     /// Named network namespace to run in; made if it is not there. With the userspace datapath each instance needs
@@ -99,6 +139,15 @@ impl Config {
     /// Name of the external bridge: `br-ex`, with an instance `bx-<instance>`.
     pub fn external_bridge(&self) -> String {
         if self.instance.is_empty() { "br-ex".into() } else { format!("bx-{}", self.instance) }
+    }
+
+    /// Name of the underlay bridge: `br-phy`, with an instance `bp-<instance>`.
+    pub fn underlay_bridge(&self) -> String {
+        if self.instance.is_empty() { "br-phy".into() } else { format!("bp-{}", self.instance) }
+    }
+
+    fn central(&self) -> bool {
+        !matches!(self.southbound, Southbound::Remote { .. })
     }
 
     /// Name of the nftables table: `allod`, with an instance `allod_<instance>`.
@@ -273,16 +322,16 @@ pub fn running(state_dir: &Path) -> Vec<(&'static str, Option<u32>)> {
     started.map(|name| (name, daemon::running(&pidfile(name)))).collect()
 }
 
-/// Ends the daemons of an instance whose supervisor is not running (any more).
+/// Ends the daemons of an instance whose supervisor is not running (any more). `netns` is where the instance ran.
 ///
 /// # Errors
 /// If a daemon cannot be ended.
-pub async fn stop(state_dir: &Path) -> Result<()> {
+pub async fn stop(state_dir: &Path, netns: Option<&str>) -> Result<()> {
     let dirs = Dirs::of(state_dir).map_err(Error::internal)?;
     for name in DAEMONS {
         daemon::stop(&dirs.run.join(format!("{name}.pid"))).await.map_err(Error::internal)?;
     }
-    Ok(())
+    underlay::give_back(&dirs.data, netns).await.map_err(Error::internal)
 }
 
 /// Ends the daemons of an instance and removes everything it made: recorded taps, namespaces and tables, its run
@@ -295,7 +344,7 @@ pub async fn purge(state_dir: &Path, netns: Option<&str>) -> Result<()> {
     if !dirs.data.exists() {
         return Ok(());
     }
-    stop(state_dir).await?;
+    stop(state_dir, netns).await?;
     plumbing::remove_recorded(state_dir, netns).await.map_err(Error::internal)?;
     for dir in [&dirs.run, &dirs.data] {
         match std::fs::remove_dir_all(dir) {
@@ -319,10 +368,17 @@ fn specs(config: &Config, dirs: &Dirs) -> Vec<Spec> {
     };
     let mut ovsdb = spec(OVSDB, "ovsdb-server", true);
     // The tools look for the second and third name when OVN_RUNDIR is set.
-    for name in ["db.sock", "ovnnb_db.sock", "ovnsb_db.sock"] {
+    let sockets: &[&str] =
+        if config.central() { &["db.sock", "ovnnb_db.sock", "ovnsb_db.sock"] } else { &["db.sock"] };
+    for name in sockets {
         ovsdb.args.push(format!("--remote=punix:{}", dirs.run.join(name).display()).into());
     }
-    ovsdb.args.extend(DATABASES.map(|(file, ..)| dirs.data.join(file).into_os_string()));
+    if let Southbound::Served { tls, .. } = &config.southbound {
+        // Where it listens, and with which rights, stands in the database: see `serve_southbound`.
+        ovsdb.args.push("--remote=db:OVN_Southbound,SB_Global,connections".into());
+        ovsdb.args.extend(tls.arguments());
+    }
+    ovsdb.args.extend(databases(config).iter().map(|(file, ..)| dirs.data.join(file).into_os_string()));
     let mut northd = spec(NORTHD, "ovn-northd", true);
     northd.args = vec![
         format!("--ovnnb-db={socket}").into(),
@@ -333,7 +389,26 @@ fn specs(config: &Config, dirs: &Dirs) -> Vec<Spec> {
     vswitchd.args = vec![socket.clone().into()];
     let mut controller = spec(CONTROLLER, "ovn-controller", false);
     controller.args = vec![socket.into()];
+    if let Southbound::Remote { tls, .. } = &config.southbound {
+        controller.args.extend(tls.arguments());
+        return vec![ovsdb, vswitchd, controller];
+    }
     vec![ovsdb, northd, vswitchd, controller]
+}
+
+impl Tls {
+    fn arguments(&self) -> [OsString; 3] {
+        let argument = |name: &str, path: &Path| {
+            let mut argument = OsString::from(name);
+            argument.push(path);
+            argument
+        };
+        [
+            argument("--private-key=", &self.key),
+            argument("--certificate=", &self.certificate),
+            argument("--ca-cert=", &self.ca),
+        ]
+    }
 }
 
 /// File, schemas in the order of preference.
@@ -346,8 +421,13 @@ const DATABASES: [(&str, [&str; 2]); 3] = [
     ),
 ];
 
-async fn make_databases(dirs: &Dirs) -> io::Result<()> {
-    let make = DATABASES.map(|(file, schemas)| async move {
+/// The databases of this host: the switch's is the last.
+fn databases(config: &Config) -> &'static [(&'static str, [&'static str; 2])] {
+    if config.central() { &DATABASES } else { DATABASES.get(2..).unwrap_or_default() }
+}
+
+async fn make_databases(config: &Config, dirs: &Dirs) -> io::Result<()> {
+    let make = databases(config).iter().map(|&(file, schemas)| async move {
         let path = dirs.data.join(file);
         if path.exists() {
             return Ok(());
@@ -380,7 +460,7 @@ async fn bring_up(shared: &Shared, specs: &[Spec], dirs: &Dirs) -> io::Result<()
             None => Ok(()),
         }
     };
-    tokio::try_join!(make_databases(dirs), netns)?;
+    tokio::try_join!(make_databases(&shared.config, dirs), netns)?;
     start(shared, spec(specs, OVSDB)?).await?;
     let cold = spec(specs, VSWITCHD)?.running().is_none();
     if cold && shared.datapath == Datapath::Netdev {
@@ -393,13 +473,18 @@ async fn bring_up(shared: &Shared, specs: &[Spec], dirs: &Dirs) -> io::Result<()
     let switch = async {
         configure_switch(shared, dirs, cold).await?;
         start(shared, spec(specs, VSWITCHD)?).await?;
+        underlay::take(&shared.config, &dirs.data, shared.datapath).await?;
         tokio::try_join!(plumbing::restore(&shared.config, &shared.record), async {
             start(shared, spec(specs, CONTROLLER)?).await
         })
         .map(|_| ())
     };
     let central = async {
+        if !shared.config.central() {
+            return Ok(());
+        }
         tokio::try_join!(init_global(remote.clone(), &NB), init_global(remote.clone(), &SB))?;
+        serve_southbound(&shared.config, remote.clone()).await?;
         start(shared, spec(specs, NORTHD)?).await
     };
     tokio::try_join!(switch, central).map(|_| ())
@@ -449,10 +534,14 @@ async fn supervise(shared: Arc<Shared>, spec: Spec) {
                     *s = Status { pid: Some(pid), adopted: false, restarts: s.restarts + 1, error: None }
                 });
                 // Bridges' own interfaces may be lost with the daemon, and with them their addresses.
-                if spec.name == VSWITCHD
-                    && let Err(e) = plumbing::restore(&shared.config, &shared.record).await
-                {
-                    tracing::error!(error = %e, "the external bridge could not be restored");
+                if spec.name == VSWITCHD {
+                    let data = shared.config.state_dir.join("ovn");
+                    if let Err(e) = underlay::take(&shared.config, &data, shared.datapath).await {
+                        tracing::error!(error = %e, "the underlay bridge could not be restored");
+                    }
+                    if let Err(e) = plumbing::restore(&shared.config, &shared.record).await {
+                        tracing::error!(error = %e, "the external bridge could not be restored");
+                    }
                 }
             }
             Err(e) => {
@@ -503,6 +592,43 @@ async fn init_global(remote: Remote, global: &'static Global) -> io::Result<()> 
     Ok(())
 }
 
+/// Tells the Southbound database where hosts reach it. With the role, a host may write only what bears its own chassis
+/// name, which is the common name of its certificate.
+async fn serve_southbound(config: &Config, remote: Remote) -> io::Result<()> {
+    let listen = match &config.southbound {
+        Southbound::Served { listen, .. } => Some(format!("pssl:{}:{}", listen.port(), bracketed(listen.ip()))),
+        _ => None,
+    };
+    let watches: &'static [Watch] = &[
+        Watch { table: "SB_Global", columns: &["connections"], index: &[], tell: false },
+        Watch { table: "Connection", columns: &["target", "role"], index: &[], tell: false },
+    ];
+    let client = Client::connect(DbConfig { remotes: vec![remote], database: "OVN_Southbound", watches });
+    client.ready(WITHIN).await.map_err(io::Error::other)?;
+    let (global, held) = client.read(|db| {
+        let held = db.rows("Connection").map(|(_, c)| c.text("target").to_owned()).collect::<Vec<_>>();
+        (db.rows("SB_Global").next().map(|(u, _)| u), held)
+    });
+    let Some(global) = global else { return Ok(()) };
+    if held == listen.iter().cloned().collect::<Vec<_>>() {
+        return Ok(());
+    }
+    let mut txn = Txn::new();
+    let rows = match listen {
+        Some(target) => {
+            let row = [("target", Value::one(target)), ("role", Value::one("ovn-controller"))];
+            Value::one(txn.insert("Connection", columns(row)))
+        }
+        None => Value::none(),
+    };
+    txn.update("SB_Global", &Ref::Uuid(global), columns([("connections", rows)]));
+    client.transact(&txn).await.map_err(io::Error::other).map(|_| ())
+}
+
+fn bracketed(ip: IpAddr) -> String {
+    if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() }
+}
+
 /// Writes what `ovs-vswitchd` and `ovn-controller` read: bridges and `external_ids`.
 async fn configure_switch(shared: &Shared, dirs: &Dirs, cold: bool) -> io::Result<()> {
     let client = vswitch::connect(Remote::Unix(dirs.socket()));
@@ -534,6 +660,13 @@ async fn configure_switch(shared: &Shared, dirs: &Dirs, cold: bool) -> io::Resul
     if shared.config.external.is_some() {
         add_bridge(&client, &mut txn, &root, shared, &shared.config.external_bridge(), "standalone");
     }
+    if let Some(underlay) = underlay::bridge(&shared.config, &dirs.data, shared.datapath).await? {
+        let (bridge, device) = (shared.config.underlay_bridge(), &underlay.device);
+        if client.read(|db| db.named("Bridge", &bridge).next().is_none()) {
+            let row = add_bridge_with(&mut txn, &root, shared, &bridge, "standalone", &underlay.mac);
+            vswitch::add_port(&mut txn, &row, device, "", Value::map::<String, String>([]));
+        }
+    }
     if cold {
         forget_lost_devices(&client, &mut txn, shared.config.netns.as_deref()).await?;
     }
@@ -545,12 +678,20 @@ fn settings(shared: &Shared, dirs: &Dirs) -> BTreeMap<&'static str, String> {
     let mut settings = BTreeMap::from([
         ("system-id", config.hostname.clone()),
         ("hostname", config.hostname.clone()),
-        ("ovn-remote", format!("unix:{}", dirs.socket().display())),
+        (
+            "ovn-remote",
+            match &config.southbound {
+                Southbound::Remote { address, .. } => {
+                    format!("ssl:{}:{}", bracketed(address.ip()), address.port())
+                }
+                _ => format!("unix:{}", dirs.socket().display()),
+            },
+        ),
         ("ovn-encap-type", "geneve".to_owned()),
         ("ovn-encap-ip", config.encap_ip.to_string()),
         ("ovn-bridge", config.integration_bridge()),
         ("ovn-bridge-datapath-type", shared.datapath.name().to_owned()),
-        // One chassis needs all of the Southbound database anyway.
+        // A few chassis need all of the Southbound database anyway.
         ("ovn-monitor-all", "true".to_owned()),
         ("ovn-openflow-probe-interval", "60".to_owned()),
     ]);
@@ -573,17 +714,29 @@ fn add_bridge(client: &Client, txn: &mut Txn, root: &Ref, shared: &Shared, name:
     );
     let [a, b, c, d, e, ..] = *id.as_bytes();
     let mac = base::MacAddr([0x02, a, b, c, d, e]).to_string();
+    add_bridge_with(txn, root, shared, name, fail_mode, &mac);
+}
+
+fn add_bridge_with(
+    txn: &mut Txn,
+    root: &Ref,
+    shared: &Shared,
+    name: &str,
+    fail_mode: &str,
+    mac: &str,
+) -> Ref {
     let bridge = txn.insert(
         "Bridge",
         columns([
             ("name", Value::one(name)),
             ("datapath_type", Value::one(shared.datapath.name())),
             ("fail_mode", Value::one(fail_mode)),
-            ("other_config", Value::map([("hwaddr", mac.as_str())])),
+            ("other_config", Value::map([("hwaddr", mac)])),
         ]),
     );
     vswitch::add_port(txn, &bridge, name, "internal", Value::map::<String, String>([]));
-    txn.mutate("Open_vSwitch", root, vec![("bridges".into(), "insert", Value::one(bridge))]);
+    txn.mutate("Open_vSwitch", root, vec![("bridges".into(), "insert", Value::one(bridge.clone()))]);
+    bridge
 }
 
 /// After a reboot the taps are gone, and no flow of an earlier life is installed.

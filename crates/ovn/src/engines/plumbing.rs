@@ -91,7 +91,7 @@ pub async fn claim_userspace_switch(config: &Config, record: &Record) -> io::Res
 }
 
 /// Waits until an interface is there: `ovs-vswitchd` makes a bridge's a moment after it has read the database.
-async fn appeared(netns: Option<&str>, link: &str, within: Duration) -> io::Result<()> {
+pub async fn appeared(netns: Option<&str>, link: &str, within: Duration) -> io::Result<()> {
     let deadline = tokio::time::Instant::now() + within;
     loop {
         let name = link.to_owned();

@@ -27,6 +27,8 @@ impl Bed {
             instance: String::new(),
             hostname: "host1".into(),
             encap_ip: "127.0.0.1".parse().unwrap(),
+            underlay: None,
+            southbound: engines::Southbound::Local,
             external: Some(external),
             netns: Some(format!("at-{name}-{}", std::process::id())),
             datapath: None,
