@@ -8,27 +8,7 @@ import argparse, json, os, re, shutil, signal, subprocess, sys, tempfile, time
 
 os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 
-
-class Failed(Exception):
-    pass
-
-
-def sh(*command, ok=True, timeout=60, **kw):
-    p = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **kw)
-    if ok and p.returncode: raise Failed(f'{" ".join(command)}: exit {p.returncode}: {p.stderr[-600:]}')
-    return p.stdout
-
-
-def until(what, check, seconds=60, every=.2):
-    end = time.time() + seconds
-    last = None
-    while True:
-        try:
-            last = check()
-            if last: return last
-        except Exception as e: last = e
-        if time.time() > end: raise Failed(f'{what}: not within {seconds} s (last: {last!r})')
-        time.sleep(every)
+from common import Failed, open_, sh, until
 
 
 class World:
@@ -256,11 +236,6 @@ def purge(w):
     qemus = [p for p in filter(str.isdigit, os.listdir('/proc')) if 'qemu-system' in open_(f'/proc/{p}/cmdline') and w.state in open_(f'/proc/{p}/cmdline')]
     if qemus: raise Failed(f'guests left: {qemus}')
     w.say('down --purge left nothing')
-
-
-def open_(path):
-    try: return open(path).read()
-    except OSError: return ''
 
 
 STEPS = [main_job, tenants, volumes, power, debian, survives, purge]

@@ -286,13 +286,16 @@ impl Agent {
     async fn report_loop(self: Arc<Self>) {
         loop {
             match self.build_report().await {
-                Ok(report) => {
-                    if let Err(error) = self.control.report(report).await {
+                Ok(report) => match self.control.report(report).await {
+                    // Hosts that are not known get no lease: now this one is.
+                    Ok(()) if !self.may_run() => self.renew.notify_one(),
+                    Ok(()) => {}
+                    Err(error) => {
                         tracing::warn!(host = %self.config.host, error = %error.chain(), "report not taken");
                         tokio::time::sleep(Duration::from_secs(1)).await;
                         self.report.notify_one();
                     }
-                }
+                },
                 Err(error) => {
                     tracing::warn!(host = %self.config.host, error = %error.chain(), "cannot measure the host")
                 }

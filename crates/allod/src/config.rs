@@ -30,6 +30,10 @@ pub struct Config {
     pub sim_hosts: u32,
     /// Cost of password hashes.
     pub bcrypt_rounds: u32,
+    /// Device through which guests of this host reach those of others; empty: there are no other hosts.
+    pub underlay: String,
+    /// Joining and fencing of hosts.
+    pub hosts: Hosts,
     /// The external network.
     pub external: External,
     /// Initial passwords; empty = random.
@@ -56,6 +60,37 @@ pub struct External {
     pub last: Option<IpAddr>,
 }
 
+/// Joining and fencing of hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hosts {
+    /// Port on which hosts reach the Southbound database.
+    pub southbound_port: u16,
+    /// Life of a joined host's certificate; renewed when a third is left.
+    pub certificate_secs: u32,
+    /// How long a host with leases runs its guests without hearing from the server.
+    pub lease_secs: u32,
+    /// How much later than the end of a lease its host is sure to have stopped its guests.
+    pub lease_margin_secs: u32,
+    /// How long after its last sign of life a host counts as down.
+    pub down_after_secs: u32,
+    /// Whether the host of `allod up` itself has leases; joined hosts always have.
+    pub local_lease: bool,
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Hosts {
+            southbound_port: 6642,
+            certificate_secs: 30 * 86_400,
+            lease_secs: 60,
+            lease_margin_secs: 15,
+            down_after_secs: 75,
+            local_lease: false,
+        }
+    }
+}
+
 /// Initial passwords.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -66,6 +101,18 @@ pub struct Passwords {
     pub demo: String,
     /// User `alt`.
     pub alt: String,
+}
+
+impl External {
+    /// Reads `CIDR,ADDRESS`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (cidr, gateway) = text.split_once(',')?;
+            let (cidr, gateway) = (cidr.parse::<IpNet>().ok()?, gateway.parse().ok()?);
+            cidr.contains(&gateway).then_some(External { cidr, gateway, first: None, last: None })
+        };
+        parse().ok_or_else(|| "a prefix and an address in it, like 172.24.4.0/24,172.24.4.2".to_owned())
+    }
 }
 
 impl Default for External {
@@ -89,6 +136,8 @@ impl Default for Config {
             region: "RegionOne".into(),
             sim_hosts: 0,
             bcrypt_rounds: 12,
+            underlay: String::new(),
+            hosts: Hosts::default(),
             external: External::default(),
             passwords: Passwords::default(),
             agent_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -122,6 +171,10 @@ impl Config {
         }
         if !(0.0..=1.0).contains(&self.telemetry.sample_ratio) {
             bail!("telemetry.sample_ratio is between 0 and 1");
+        }
+        let hosts = &self.hosts;
+        if hosts.lease_secs < 3 || hosts.lease_margin_secs < 2 || hosts.certificate_secs < 30 {
+            bail!("hosts.lease_secs is at least 3, hosts.lease_margin_secs 2, hosts.certificate_secs 30");
         }
         if self.sim_hosts > 10_000 {
             bail!("sim_hosts is at most 10000");

@@ -65,13 +65,13 @@ async fn connection(
 ) {
     let _ = stream.set_nodelay(true);
     let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await else { return };
-    let peer = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(<[_]>::first)
-        .and_then(crate::pki::host_of)
-        .map(link::Peer);
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let peer = certificate.and_then(crate::pki::host_of).map(link::Peer);
+    // A connection is worth no more than the certificate it was made with.
+    let good_for = certificate.and_then(|c| crate::pki::validity(c).ok()).map(|(_, end)| {
+        let left = end.0 - base::Clock::now(&base::SystemClock).0;
+        Duration::from_micros(u64::try_from(left).unwrap_or(0))
+    });
     let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
@@ -102,9 +102,20 @@ async fn connection(
                 tracing::trace!(%error, "connection ended");
             }
         }
+        () = ended(good_for) => {
+            connection.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(DRAIN, connection).await;
+        }
         () = crate::stopped(&mut stop) => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }
+    }
+}
+
+async fn ended(after: Option<Duration>) {
+    match after {
+        Some(after) => tokio::time::sleep(after).await,
+        None => std::future::pending().await,
     }
 }

@@ -13,7 +13,9 @@ mod bootstrap;
 mod config;
 mod files;
 mod image;
+mod join;
 mod listener;
+mod member;
 mod pki;
 mod process;
 mod server;
@@ -85,10 +87,30 @@ enum Command {
         #[command(flatten)]
         state: StateArg,
     },
-    /// Run the agent of this host alone.
+    /// Run the agent of this host alone; with --join, as a member of a cloud that runs elsewhere.
     Agent {
         #[command(flatten)]
         state: StateArg,
+        #[command(flatten)]
+        join: JoinArgs,
+    },
+    /// Hosts of the cloud.
+    Host {
+        #[command(subcommand)]
+        command: HostCommand,
+    },
+    /// Stand over one guest.
+    #[command(hide = true)]
+    GuestGuard {
+        /// File of the host's lease.
+        #[arg(long)]
+        lease: PathBuf,
+        /// The guest.
+        #[arg(long)]
+        server: base::ServerId,
+        /// What to run.
+        #[arg(last = true)]
+        command: Vec<std::ffi::OsString>,
     },
     /// Show services, hosts, queues and what has not converged.
     Status {
@@ -121,8 +143,49 @@ enum Command {
     },
 }
 
+#[derive(clap::Args)]
+struct JoinArgs {
+    /// Join with this token (of `allod host token`); once is enough.
+    #[arg(long, value_name = "TOKEN", env = "ALLOD_JOIN_TOKEN", hide_env_values = true)]
+    join: Option<String>,
+    /// The server, if not the one in the token.
+    #[arg(long, value_name = "URL", requires = "join")]
+    server: Option<String>,
+    /// Name of this host, if not the machine's.
+    #[arg(long, requires = "join")]
+    name: Option<String>,
+    /// Device through which guests reach those of other hosts.
+    #[arg(long, value_name = "DEVICE", requires = "join")]
+    underlay: Option<String>,
+    /// The external network, if this host reaches it: its prefix and this host's address in it.
+    #[arg(long, value_name = "CIDR,ADDRESS", requires = "join", value_parser = config::External::parse)]
+    external: Option<config::External>,
+}
+
+#[derive(Subcommand)]
+enum HostCommand {
+    /// Print a token with which one more host can join: `allod agent --join TOKEN` there.
+    Token {
+        #[command(flatten)]
+        state: StateArg,
+        /// How long it is good (90s, 15m, 2h, 1d).
+        #[arg(long, default_value = "1h")]
+        ttl: String,
+    },
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::GuestGuard { lease, server, command } = &cli.command {
+        // Before there is a second thread: the guest dies with the thread that made it.
+        return match qemu::guard::run(lease, *server, command) {
+            Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+            Err(error) => {
+                eprintln!("allod: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider was installed before");
     }
@@ -153,7 +216,9 @@ async fn stopped(stop: &mut tokio::sync::watch::Receiver<bool>) {
 fn telemetry_of(command: &Command) -> Result<(telemetry::Metrics, Option<telemetry::Exporting>)> {
     let (role, state) = match command {
         Command::Server { state } => ("server", state),
-        Command::Agent { state } => ("agent", state),
+        // Before a host has joined there is no configuration.
+        Command::Agent { state, .. } if State::open(&state.state).is_ok() => ("agent", state),
+        Command::Agent { .. } => return telemetry::start("agent", &telemetry::Telemetry::default()),
         _ => return telemetry::start("allod", &telemetry::Telemetry::default()),
     };
     telemetry::start(role, &State::open(&state.state)?.config()?.telemetry)
@@ -196,9 +261,13 @@ async fn run(command: Command) -> Result<()> {
             up::up(&state, up::Options { config, detach: true }).await
         }
         Command::Server { state } => server::run(&State::open(&state.state)?, metrics).await,
-        Command::Agent { state } => agent_role::run(&State::open(&state.state)?, metrics).await,
+        Command::Agent { state, join } => agent(&state.state, join, metrics).await,
         Command::Status { state, json: true, .. } => status::json(&State::open(&state.state)?).await,
         Command::Status { state, watch, .. } => status::show(&State::open(&state.state)?, watch).await,
+        Command::Host { command: HostCommand::Token { state, ttl } } => {
+            join::give(&State::open(&state.state)?, &ttl).await
+        }
+        Command::GuestGuard { .. } => Ok(()),
         Command::Image { command } => image::run(command).await,
         Command::ApiDocs { output } => apidocs::write(&output),
         Command::Completions { shell } => {
@@ -206,4 +275,22 @@ async fn run(command: Command) -> Result<()> {
             Ok(())
         }
     }
+}
+
+async fn agent(dir: &std::path::Path, args: JoinArgs, metrics: telemetry::Metrics) -> Result<()> {
+    let Some(token) = args.join else { return agent_role::run(&State::open(dir)?, metrics).await };
+    let state = State::create(dir)?;
+    match member::Member::open(&state)? {
+        Some(member) => tracing::info!(name = member.name, "joined before; the token is not needed"),
+        None if state.path("config.json").exists() => {
+            anyhow::bail!("{} is the state of a cloud of its own", dir.display())
+        }
+        None => {
+            let JoinArgs { server, name, underlay, external, .. } = args;
+            let request = member::Request { token, server, name, underlay, external };
+            let member = member::Member::join(&state, request).await?;
+            println!("joined {} as {} ({})", member.server, member.name, member.host);
+        }
+    }
+    agent_role::run(&state, metrics).await
 }

@@ -1,5 +1,6 @@
 //! The cloud's own certificate authority: one CA per state directory, a server certificate, one client certificate
-//! per host. ECDSA P-256; leaves live a year and are made anew when less than a third of it is left.
+//! per host. ECDSA P-256; leaves live a year and are made anew when less than a third of it is left. Hosts that join keep
+//! their keys to themselves and have them certified for a shorter time.
 
 use std::fs;
 use std::net::IpAddr;
@@ -9,15 +10,20 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use base::{HostId, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use sha2::{Digest, Sha256};
 
 use crate::files;
 
+/// Certificates are dated back by so many seconds, for those whose clock is behind.
+const SLACK: i64 = 3600;
 const CA_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 365;
 
@@ -58,8 +64,7 @@ impl Pki {
         let mut subject = DistinguishedName::new();
         subject.push(DnType::CommonName, name);
         params.distinguished_name = subject;
-        // An hour of slack for clients whose clock is behind.
-        params.not_before = moment(self.now.plus_secs(-3600));
+        params.not_before = moment(self.now.plus_secs(-SLACK));
         params.not_after = moment(self.now.plus_secs(days * 86_400));
         params
     }
@@ -113,11 +118,49 @@ impl Pki {
         Ok(config)
     }
 
+    /// SHA-256 of the CA's certificate, hex.
+    pub fn fingerprint(&self) -> Result<String> {
+        Ok(fingerprint(&certificate(&self.path("ca.crt"))?))
+    }
+
+    /// Files with which the Southbound database speaks: the server's key and certificate.
+    pub fn server_files(&self) -> ovn::engines::Tls {
+        ovn::engines::Tls {
+            key: self.path("server.key"),
+            certificate: self.path("server.crt"),
+            ca: self.path("ca.crt"),
+        }
+    }
+
+    /// Reads a PKCS#10 request and checks that its sender has the key.
+    pub fn read_request(pem: &str) -> Result<CertificateSigningRequestParams> {
+        CertificateSigningRequestParams::from_pem(pem).context("not a PKCS#10 request in PEM")
+    }
+
+    /// Certifies a host's key. Of the request nothing but the key is used.
+    pub fn sign_host(
+        &self,
+        request: CertificateSigningRequestParams,
+        host: HostId,
+        name: &str,
+        seconds: u32,
+    ) -> Result<String> {
+        let mut params = self.params(name, 0);
+        params.not_after = moment(self.now.plus_secs(seconds.into()));
+        params.subject_alt_names = vec![host_name(host)?];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let ca_key = KeyPair::from_pem(&fs::read_to_string(self.path("ca.key"))?)?;
+        let issuer = Issuer::from_ca_cert_pem(&self.ca_pem()?, ca_key)?;
+        let certificate =
+            CertificateSigningRequestParams { params, public_key: request.public_key }.signed_by(&issuer)?;
+        Ok(certificate.pem())
+    }
+
     /// An HTTP client that speaks for `host`.
     pub fn host_client(&self, host: HostId) -> Result<reqwest::Client> {
         let name = format!("host-{host}");
-        let san = SanType::URI(format!("urn:uuid:{host}").as_str().try_into()?);
-        self.leaf(&name, vec![san], ExtendedKeyUsagePurpose::ClientAuth)?;
+        self.leaf(&name, vec![host_name(host)?], ExtendedKeyUsagePurpose::ClientAuth)?;
         let cert = certificate(&self.path(&format!("{name}.crt")))?;
         self.client(Some((cert, key(&self.path(&format!("{name}.key")))?)))
     }
@@ -134,16 +177,108 @@ impl Pki {
         let mut roots = RootCertStore::empty();
         roots.add(certificate(&self.path("ca.crt"))?)?;
         let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
-        let mut tls = match identity {
+        http(match identity {
             Some((cert, key)) => builder.with_client_auth_cert(vec![cert], key)?,
             None => builder.with_no_client_auth(),
-        };
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(reqwest::Client::builder()
-            .use_preconfigured_tls(tls)
-            .connect_timeout(std::time::Duration::from_secs(5))
-            .build()?)
+        })
     }
+}
+
+/// An HTTP client with this TLS.
+pub fn http(mut tls: rustls::ClientConfig) -> Result<reqwest::Client> {
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let client = reqwest::Client::builder().use_preconfigured_tls(tls);
+    // A connection into a host or network that is gone is noticed and made anew.
+    let alive = std::time::Duration::from_secs(5);
+    let client = client.http2_keep_alive_interval(alive).http2_keep_alive_timeout(alive);
+    Ok(client.connect_timeout(alive).build()?)
+}
+
+/// An HTTP client that trusts a server whose certificate comes with, and is signed by, the CA of this fingerprint.
+pub fn pinned_client(fingerprint: &str) -> Result<reqwest::Client> {
+    let verifier = Arc::new(Pinned { fingerprint: fingerprint.to_ascii_lowercase() });
+    let tls = rustls::ClientConfig::builder()
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    http(tls)
+}
+
+/// Trusts one CA, known by its fingerprint; everything else is checked as always.
+#[derive(Debug)]
+struct Pinned {
+    fingerprint: String,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let ca = intermediates.iter().find(|c| fingerprint(c) == self.fingerprint);
+        let ca = ca.ok_or(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder(Arc::new(roots)).build();
+        let verifier = verifier.map_err(|e| rustls::Error::General(e.to_string()))?;
+        verifier.verify_server_cert(end_entity, &[], server_name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    hex::encode(Sha256::digest(certificate))
+}
+
+/// The key of a request, for telling requests apart.
+pub fn public_key(request: &CertificateSigningRequestParams) -> Vec<u8> {
+    rcgen::PublicKeyData::der_bytes(&request.public_key).to_vec()
+}
+
+fn host_name(host: HostId) -> Result<SanType> {
+    Ok(SanType::URI(format!("urn:uuid:{host}").as_str().try_into()?))
+}
+
+/// From when to when a certificate is good.
+pub fn validity(certificate: &CertificateDer<'_>) -> Result<(Timestamp, Timestamp)> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let (_, parsed) = X509Certificate::from_der(certificate).context("not a certificate")?;
+    let validity = parsed.validity();
+    let at = |t: x509_parser::time::ASN1Time| Timestamp::from_secs(t.timestamp());
+    Ok((at(validity.not_before), at(validity.not_after)))
+}
+
+/// When to renew: when a third of the life is left. Certificates are dated back by [`SLACK`].
+pub fn renew_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
+    let life = not_after.0 - not_before.plus_secs(SLACK).0;
+    Timestamp(not_after.0 - life.max(0) / 3)
 }
 
 /// The host named by a verified client certificate: its `urn:uuid:` subject alternative name.
@@ -157,12 +292,14 @@ pub fn host_of(certificate: &CertificateDer<'_>) -> Option<HostId> {
     })
 }
 
-fn certificate(path: &Path) -> Result<CertificateDer<'static>> {
+/// The certificate in a PEM file.
+pub fn certificate(path: &Path) -> Result<CertificateDer<'static>> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     rustls_pemfile::certs(&mut bytes.as_slice()).next().context("no certificate in file")?.context("not PEM")
 }
 
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
+/// The private key in a PEM file.
+pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     rustls_pemfile::private_key(&mut bytes.as_slice())?.context("no key in file")
 }
@@ -190,5 +327,33 @@ mod tests {
         let before = fs::read(pki.path("server.crt")).unwrap();
         pki.server_config(&["127.0.0.1".parse().unwrap()], &["localhost".into()]).unwrap();
         assert_eq!(before, fs::read(pki.path("server.crt")).unwrap(), "a fresh certificate is kept");
+    }
+
+    #[test]
+    fn a_joining_host_gets_what_the_server_says_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let now = Timestamp::from_secs(1_767_225_600);
+        let pki = Pki::open(dir.path(), now).unwrap();
+        let host = HostId::random(&base::Entropy::seeded(1));
+        let other = HostId::random(&base::Entropy::seeded(2));
+        let key = KeyPair::generate().unwrap();
+        let mut greedy = CertificateParams::default();
+        greedy.subject_alt_names = vec![host_name(other).unwrap()];
+        greedy.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let request = greedy.serialize_request(&key).unwrap().pem().unwrap();
+        let signed = pki.sign_host(Pki::read_request(&request).unwrap(), host, "h1", 90).unwrap();
+        let cert = rustls_pemfile::certs(&mut signed.as_bytes()).next().unwrap().unwrap();
+        assert_eq!(host_of(&cert), Some(host));
+        use x509_parser::prelude::{FromDer, X509Certificate};
+        let (_, parsed) = X509Certificate::from_der(&cert).unwrap();
+        assert!(!parsed.is_ca());
+        assert_eq!(parsed.subject().iter_common_name().next().unwrap().as_str().unwrap(), "h1");
+        let (from, to) = validity(&cert).unwrap();
+        assert_eq!((from, to), (now.plus_secs(-SLACK), now.plus_secs(90)));
+        assert_eq!(renew_at(from, to), now.plus_secs(60), "a third is left");
+        let torn = request.replacen("MII", "MIJ", 1);
+        assert!(Pki::read_request(&torn).is_err());
+        assert!(Pki::read_request("").is_err());
     }
 }

@@ -43,6 +43,7 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
         config.names.iter().filter(|n| n.parse::<std::net::IpAddr>().is_err()).cloned().collect();
     let tls = pki.server_config(&addresses, &names)?;
     let router = cloud.router.clone().merge(crate::status::routes(cloud.handle.clone(), metrics.clone()));
+    let router = router.merge(crate::join::routes(state, cloud.compute.clone()));
     let serving = tokio::spawn(crate::listener::serve(listener, tls, router, stopped));
     tokio::spawn(cloud.identity.clone().housekeeping());
     tokio::spawn(metrics.upkeep());
@@ -82,6 +83,11 @@ fn site(state: &State, config: &Config) -> Result<Site> {
         keys: identity::Repository::Directory(state.path("fernet")),
         bcrypt_cost: config.bcrypt_rounds,
         images: state.path("images"),
+        fencing: cloud::Fencing {
+            lease: Duration::from_secs(config.hosts.lease_secs.into()),
+            margin: Duration::from_secs(config.hosts.lease_margin_secs.into()),
+            down_after: Duration::from_secs(config.hosts.down_after_secs.into()),
+        },
         policy: policy.collect::<Result<_>>()?,
     })
 }

@@ -14,6 +14,7 @@ mod populate;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use api::{Service, Settings};
@@ -49,8 +50,28 @@ pub struct Site {
     pub bcrypt_cost: u32,
     /// Directory of image files.
     pub images: PathBuf,
+    /// How hosts are fenced and when they count as down.
+    pub fencing: Fencing,
     /// Overrides of policy rules: texts of `policy.yaml` files by service.
     pub policy: BTreeMap<String, String>,
+}
+
+/// How hosts are fenced and when they count as down.
+#[derive(Debug, Clone)]
+pub struct Fencing {
+    /// How long a host with leases runs its guests without hearing from the control plane.
+    pub lease: Duration,
+    /// How much later it is sure to have stopped them.
+    pub margin: Duration,
+    /// How long after its last sign of life a host counts as down.
+    pub down_after: Duration,
+}
+
+impl Default for Fencing {
+    fn default() -> Self {
+        let compute = compute::Config::default();
+        Fencing { lease: compute.lease, margin: compute.lease_margin, down_after: compute.down_after }
+    }
 }
 
 /// What differs between a real and a simulated cloud.
@@ -173,6 +194,9 @@ pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
         compute::Config {
             settings: site.settings("/compute"),
             policy_yaml: site.policy("compute"),
+            lease: site.fencing.lease,
+            lease_margin: site.fencing.margin,
+            down_after: site.fencing.down_after,
             ..compute::Config::default()
         },
         store.clone(),

@@ -82,6 +82,11 @@ impl Hosts {
         self.of(host).told.lock().given
     }
 
+    /// Notes a sign of life.
+    pub(crate) fn alive(&self, host: HostId, now: Timestamp) {
+        self.of(host).told.lock().seen = Some(now);
+    }
+
     /// Remembers a lease.
     pub(crate) fn give(&self, host: HostId, given: Given) {
         self.of(host).told.lock().given = Some(given);

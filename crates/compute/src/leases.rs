@@ -27,6 +27,7 @@ impl State {
     pub(crate) async fn give_lease(&self, id: HostId, generation: u64) -> Result<Duration> {
         let (term, now) = (self.config.lease, self.clock.now());
         let wanted = now.plus(term);
+        self.hosts.alive(id, now);
         if self.hosts.given(id).is_some_and(|g| g.generation == generation && wanted <= g.until) {
             return Ok(term);
         }

@@ -12,10 +12,11 @@ pub const DATABASE: &str = "Open_vSwitch";
 pub const WATCHES: &[Watch] = &[
     Watch {
         table: "Open_vSwitch",
-        columns: &["external_ids", "other_config", "next_cfg", "cur_cfg", "bridges"],
+        columns: &["external_ids", "other_config", "next_cfg", "cur_cfg", "bridges", "ssl"],
         index: &[],
         tell: false,
     },
+    Watch { table: "SSL", columns: &["private_key", "certificate", "ca_cert"], index: &[], tell: false },
     Watch { table: "Bridge", columns: &["name", "ports", "datapath_type"], index: &[], tell: false },
     Watch { table: "Port", columns: &["name", "interfaces", "external_ids"], index: &[], tell: false },
     Watch {

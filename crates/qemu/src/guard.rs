@@ -71,6 +71,7 @@ fn may_run(bytes: &[u8], server: ServerId, boot_id: &str, now: Timestamp) -> boo
 ///
 /// # Errors
 /// Where the command cannot be started or watched.
+#[expect(clippy::disallowed_methods, reason = "a process of its own, with one thread and no runtime")]
 pub fn run(lease: &Path, server: ServerId, command: &[OsString]) -> io::Result<i32> {
     let (program, arguments) = command.split_first().ok_or_else(|| io::Error::other("no command"))?;
     let mut child = Command::new(program).args(arguments).spawn()?;

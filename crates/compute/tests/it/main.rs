@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 
 mod account;
+mod fencing;
+mod joining;
 mod lifecycle;
 mod satellites;
 mod views;

@@ -390,6 +390,7 @@ pub struct World {
     pub nets: Arc<Nets>,
     pub vols: Arc<Vols>,
     pub hosts: Vec<(HostId, sim::SimHost)>,
+    pub gates: Vec<Arc<Gate>>,
     pub network: NetworkId,
     pub image: ImageId,
     pub nudge: compute::Nudge,
@@ -397,6 +398,49 @@ pub struct World {
     handle: Mutex<Option<reconcile::Handle>>,
     stop: tokio::sync::watch::Sender<bool>,
     _dir: tempfile::TempDir,
+}
+
+/// The way from an agent to the control plane; it can be cut.
+pub struct Gate {
+    inner: Arc<compute::State>,
+    cut: std::sync::atomic::AtomicBool,
+}
+
+impl Gate {
+    pub fn cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::SeqCst);
+    }
+
+    /// What is asked while the way is cut is lost; what is answered then is lost, too.
+    async fn pass<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        let lost = || {
+            if self.cut.load(Ordering::SeqCst) { Err(Error::unavailable("cut off")) } else { Ok(()) }
+        };
+        lost()?;
+        let answer = call.await;
+        lost()?;
+        answer
+    }
+}
+
+#[async_trait]
+impl ControlPlane for Gate {
+    async fn spec(&self, host: HostId, after: u64) -> Result<Option<HostSpec>> {
+        // Cut short, so that a poll that waits does not hide that the way is open again.
+        let poll = self.inner.spec(host, after);
+        match tokio::time::timeout(Duration::from_millis(200), self.pass(poll)).await {
+            Ok(answer) => answer,
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn report(&self, report: HostReport) -> Result<()> {
+        self.pass(self.inner.report(report)).await
+    }
+
+    async fn lease(&self, host: HostId, generation: u64) -> Result<Duration> {
+        self.pass(self.inner.lease(host, generation)).await
+    }
 }
 
 pub const FLAVOR: &str = "SCS-1L-1-5";
@@ -407,6 +451,15 @@ impl World {
     }
 
     pub async fn with(count: u64, config: compute::Config, run: bool) -> Arc<Self> {
+        Self::make(count, config, run, false).await
+    }
+
+    /// Hosts with leases.
+    pub async fn leased(count: u64, config: compute::Config) -> Arc<Self> {
+        Self::make(count, config, true, true).await
+    }
+
+    async fn make(count: u64, config: compute::Config, run: bool, leased: bool) -> Arc<Self> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let entropy = Entropy::seeded(7);
         let store = Store::memory(
@@ -445,7 +498,7 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let fabric = Arc::new(sim::SimNetwork::default());
         let access = Arc::new(Access::default());
-        let mut hosts = Vec::new();
+        let (mut hosts, mut gates) = (Vec::new(), Vec::new());
         for n in 0..count {
             let profile =
                 sim::Profile { boot_ms: 0..=2, vcpus: 64, memory_mib: 256 * 1024, ..sim::Profile::default() };
@@ -460,7 +513,14 @@ impl World {
             let config =
                 agent::Config { host: id, state_dir: dir.path().join(format!("h{n}")), boot_id: "b".into() };
             std::fs::create_dir_all(&config.state_dir).unwrap();
-            let agent = agent::Agent::new(config, drivers, state.clone(), clock.clone()).unwrap();
+            let gate = Arc::new(Gate { inner: state.clone(), cut: false.into() });
+            gates.push(gate.clone());
+            let agent = if leased {
+                agent::Agent::leased(config, drivers, gate, clock.clone(), clock.clone())
+            } else {
+                agent::Agent::new(config, drivers, gate, clock.clone())
+            };
+            let agent = agent.unwrap();
             access.0.lock().insert(id, agent.clone());
             tokio::spawn(agent.run(stopped.clone()));
             hosts.push((id, host));
@@ -474,6 +534,7 @@ impl World {
             nets,
             vols,
             hosts,
+            gates,
             network,
             image,
             nudge,

@@ -389,8 +389,7 @@ fn specs(config: &Config, dirs: &Dirs) -> Vec<Spec> {
     vswitchd.args = vec![socket.clone().into()];
     let mut controller = spec(CONTROLLER, "ovn-controller", false);
     controller.args = vec![socket.into()];
-    if let Southbound::Remote { tls, .. } = &config.southbound {
-        controller.args.extend(tls.arguments());
+    if !config.central() {
         return vec![ovsdb, vswitchd, controller];
     }
     vec![ovsdb, northd, vswitchd, controller]
@@ -596,7 +595,9 @@ async fn init_global(remote: Remote, global: &'static Global) -> io::Result<()> 
 /// name, which is the common name of its certificate.
 async fn serve_southbound(config: &Config, remote: Remote) -> io::Result<()> {
     let listen = match &config.southbound {
-        Southbound::Served { listen, .. } => Some(format!("pssl:{}:{}", listen.port(), bracketed(listen.ip()))),
+        Southbound::Served { listen, .. } => {
+            Some(format!("pssl:{}:{}", listen.port(), bracketed(listen.ip())))
+        }
         _ => None,
     };
     let watches: &'static [Watch] = &[
@@ -659,6 +660,23 @@ async fn configure_switch(shared: &Shared, dirs: &Dirs, cold: bool) -> io::Resul
     add_bridge(&client, &mut txn, &root, shared, &shared.config.integration_bridge(), "secure");
     if shared.config.external.is_some() {
         add_bridge(&client, &mut txn, &root, shared, &shared.config.external_bridge(), "standalone");
+    }
+    // From the database, unlike from arguments, `ovn-controller` takes newer files as they come.
+    let held: Vec<Ref> = client.read(|db| db.rows("SSL").map(|(u, _)| Ref::Uuid(u)).collect());
+    if let Southbound::Remote { tls, .. } = &shared.config.southbound {
+        let text = |path: &Path| Value::one(path.to_string_lossy().into_owned());
+        let row = columns([
+            ("private_key", text(&tls.key)),
+            ("certificate", text(&tls.certificate)),
+            ("ca_cert", text(&tls.ca)),
+        ]);
+        match held.first() {
+            Some(ssl) => txn.update("SSL", ssl, row),
+            None => {
+                let ssl = txn.insert("SSL", row);
+                txn.mutate("Open_vSwitch", &root, vec![("ssl".into(), "insert", Value::one(ssl))]);
+            }
+        }
     }
     if let Some(underlay) = underlay::bridge(&shared.config, &dirs.data, shared.datapath).await? {
         let (bridge, device) = (shared.config.underlay_bridge(), &underlay.device);

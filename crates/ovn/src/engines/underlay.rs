@@ -130,7 +130,8 @@ async fn shift(netns: Option<&str>, held: &Underlay, from: &str, to: &str) -> io
         sys::run(netns, "ip", &["address", "replace", address, "dev", to], "").await?;
     }
     for route in &held.routes {
-        let words: Vec<&str> = ["route", "replace"].into_iter().chain(route.split(' ')).chain(["dev", to]).collect();
+        let words: Vec<&str> =
+            ["route", "replace"].into_iter().chain(route.split(' ')).chain(["dev", to]).collect();
         sys::run(netns, "ip", &words, "").await?;
     }
     Ok(())
