@@ -24,7 +24,9 @@ impl Agent {
             if let Err(error) = self.pass().await {
                 tracing::warn!(host = %self.config.host, error = %error.chain(), "cannot observe the host");
             }
+            // In order, so that a simulation replays exactly.
             tokio::select! {
+                biased;
                 () = self.work.notified() => {}
                 _ = events.recv() => {}
                 () = tokio::time::sleep(self.pause()) => {}
@@ -78,7 +80,7 @@ impl Agent {
         Ok(())
     }
 
-    async fn observe(&self) -> Result<Observed> {
+    pub(crate) async fn observe(&self) -> Result<Observed> {
         let d = &self.drivers;
         Ok(Observed {
             guests: d.hypervisor.observe().await?.into_iter().map(|g| (g.id, g)).collect(),
@@ -91,7 +93,7 @@ impl Agent {
     }
 
     /// Guests change by themselves: what is observed goes into the next report.
-    fn note(&self, observed: &Observed) {
+    pub(crate) fn note(&self, observed: &Observed) {
         let mut known = self.known.lock();
         let inflight = self.inflight.lock();
         let mut changed = false;
@@ -106,11 +108,26 @@ impl Agent {
         for (id, size) in &observed.volumes {
             known.entry(Key::Volume(*id)).or_default().size_gib = *size;
         }
+        for id in &observed.snapshots {
+            known.entry(Key::Snapshot(*id)).or_default();
+        }
         let before = known.len();
-        known.retain(|key, k| match key {
-            Key::Server(id) => observed.guests.contains_key(id) || k.generation > 0,
-            Key::Volume(id) => observed.volumes.contains_key(id) || k.generation > 0,
-            _ => true,
+        // What is neither there nor wanted is not told of: the server waits for that.
+        let spec = self.spec();
+        known.retain(|key, k| match (key, &spec) {
+            (Key::Server(id), Some(spec)) => {
+                observed.guests.contains_key(id) || spec.servers.iter().any(|s| s.id == *id)
+            }
+            (Key::Volume(id), Some(spec)) => {
+                observed.volumes.contains_key(id) || spec.volumes.iter().any(|v| v.id == *id)
+            }
+            (Key::Snapshot(id), Some(spec)) => {
+                observed.snapshots.contains(id) || spec.snapshots.iter().any(|s| s.id == *id)
+            }
+            (Key::Server(_) | Key::Volume(_) | Key::Snapshot(_), None) => {
+                k.generation > 0 || k.guest.is_some()
+            }
+            (Key::Metadata(_) | Key::Port(_), _) => true,
         });
         if changed || known.len() != before {
             self.report.notify_one();

@@ -1,6 +1,7 @@
 //! What the agent must not forget: the last accepted spec, and which starts it already made.
 //!
-//! One JSON file, written aside, fsynced and renamed; the version before is kept as `ledger.json.old`.
+//! One JSON file, written aside, fsynced and renamed; the version before is kept as `ledger.json.old`. Simulated hosts keep
+//! the same bytes with a [`Keeper`] instead.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,12 +26,34 @@ pub struct Start {
 struct Content {
     spec: Option<HostSpec>,
     starts: BTreeMap<ServerId, Start>,
+    /// Reports numbered below this may have been sent.
+    #[serde(default)]
+    sequences: u64,
 }
 
-/// The ledger on disk.
-#[derive(Debug)]
+/// Keeps the ledger's bytes where there is no disk: simulated hosts.
+pub trait Keeper: Send + Sync + 'static {
+    /// The bytes kept last, if any.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    fn load(&self) -> Result<Option<Vec<u8>>>;
+
+    /// Keeps `bytes` in place of those before, for good.
+    ///
+    /// # Errors
+    /// Where they cannot be kept; then those before are.
+    fn save(&self, bytes: &[u8]) -> Result<()>;
+}
+
+enum Place {
+    File(PathBuf),
+    Keeper(Arc<dyn Keeper>),
+}
+
+/// The ledger, as it is kept.
 pub struct Ledger {
-    path: PathBuf,
+    place: Place,
     content: Content,
 }
 
@@ -50,7 +73,19 @@ impl Ledger {
                 .map(Some)
                 .ok_or_else(|| Error::internal(format!("{}: {error}", path.display())))?,
         };
-        Ok(Ledger { path, content: content.unwrap_or_default() })
+        Ok(Ledger { place: Place::File(path), content: content.unwrap_or_default() })
+    }
+
+    /// What `keeper` keeps, or an empty ledger.
+    ///
+    /// # Errors
+    /// Where it cannot be read or is damaged.
+    pub fn kept_by(keeper: Arc<dyn Keeper>) -> Result<Self> {
+        let content = match keeper.load()? {
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(Error::internal)?,
+            None => Content::default(),
+        };
+        Ok(Ledger { place: Place::Keeper(keeper), content })
     }
 
     /// The last accepted spec.
@@ -104,19 +139,40 @@ impl Ledger {
         self.save()
     }
 
+    /// A number above all that reports may have had, and above `now`; so many from it on are taken. A clock that is set back
+    /// must not make the server ignore what this agent says.
+    ///
+    /// # Errors
+    /// Where the disk refuses; then the numbers are not taken.
+    pub fn take_sequences(&mut self, now: u64, count: u64) -> Result<u64> {
+        let first = now.max(self.content.sequences);
+        let before = std::mem::replace(&mut self.content.sequences, first.saturating_add(count));
+        self.save().inspect_err(|_| self.content.sequences = before)?;
+        Ok(first)
+    }
+
+    /// The first number that was not taken.
+    pub fn next_sequence(&self) -> u64 {
+        self.content.sequences
+    }
+
     fn save(&self) -> Result<()> {
-        let aside = self.path.with_extension("json.new");
-        let old = self.path.with_extension("json.old");
-        let io = |e: std::io::Error| Error::internal(format!("{}: {e}", self.path.display()));
         let bytes = serde_json::to_vec(&self.content).map_err(Error::internal)?;
+        let path = match &self.place {
+            Place::File(path) => path,
+            Place::Keeper(keeper) => return keeper.save(&bytes),
+        };
+        let aside = path.with_extension("json.new");
+        let old = path.with_extension("json.old");
+        let io = |e: std::io::Error| Error::internal(format!("{}: {e}", path.display()));
         let mut file = File::create(&aside).map_err(io)?;
         file.write_all(&bytes).map_err(io)?;
         file.sync_all().map_err(io)?;
         // The hard link keeps the version before without a moment in which no ledger exists.
         let _ = fs::remove_file(&old);
-        let _ = fs::hard_link(&self.path, &old);
-        fs::rename(&aside, &self.path).map_err(io)?;
-        if let Some(dir) = self.path.parent() {
+        let _ = fs::hard_link(path, &old);
+        fs::rename(&aside, path).map_err(io)?;
+        if let Some(dir) = path.parent() {
             File::open(dir).and_then(|d| d.sync_all()).map_err(io)?;
         }
         Ok(())
@@ -154,6 +210,14 @@ mod tests {
         let mut again = Ledger::open(dir.path()).unwrap();
         assert_eq!(again.spec().map(|s| s.generation), Some(5));
         assert!(again.accept(spec(host, 4)).is_err());
+    }
+
+    #[test]
+    fn numbers_of_reports_grow_whatever_the_clock_says() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Ledger::open(dir.path()).unwrap().take_sequences(1_000, 10).unwrap(), 1_000);
+        assert_eq!(Ledger::open(dir.path()).unwrap().take_sequences(5, 10).unwrap(), 1_010);
+        assert_eq!(Ledger::open(dir.path()).unwrap().take_sequences(9_000, 10).unwrap(), 9_000);
     }
 
     #[test]

@@ -42,6 +42,8 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 const LEASE_RETRY: Duration = Duration::from_secs(1);
 /// Objects worked on at the same time.
 const PARALLEL: usize = 16;
+/// Numbers of reports that are written down as used at once.
+const SEQUENCES: u64 = 1_000_000;
 
 /// What an agent is made of.
 pub struct Config {
@@ -116,7 +118,8 @@ impl Agent {
         control: Arc<dyn ControlPlane>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>> {
-        Agent::make(config, drivers, control, clock, None)
+        let ledger = Ledger::open(&config.state_dir)?;
+        Ok(Agent::with_ledger(config, drivers, control, clock, ledger, None))
     }
 
     /// The same for a host with leases: guests stand still when the control plane was not heard of for a lease's time.
@@ -131,23 +134,29 @@ impl Agent {
         clock: Arc<dyn Clock>,
         lease_clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>> {
-        Agent::make(config, drivers, control, clock, Some(lease_clock))
+        let ledger = Ledger::open(&config.state_dir)?;
+        Ok(Agent::with_ledger(config, drivers, control, clock, ledger, Some(lease_clock)))
     }
 
-    fn make(
+    /// The same with a ledger that was opened before, with leases if there is a clock for them; starts nothing.
+    pub fn with_ledger(
         config: Config,
         drivers: Drivers,
         control: Arc<dyn ControlPlane>,
         clock: Arc<dyn Clock>,
+        mut ledger: Ledger,
         lease_clock: Option<Arc<dyn Clock>>,
-    ) -> Result<Arc<Self>> {
-        let ledger = Ledger::open(&config.state_dir)?;
+    ) -> Arc<Self> {
         let spec = ledger.spec().cloned().map(Arc::new);
-        let sequence = u64::try_from(clock.now().0).unwrap_or(0);
+        let now = u64::try_from(clock.now().0).unwrap_or(0);
+        let sequence = ledger.take_sequences(now, SEQUENCES).unwrap_or_else(|error| {
+            tracing::warn!(host = %config.host, error = %error.chain(), "numbers of reports not written down");
+            now.max(ledger.next_sequence())
+        });
         let lease = lease_clock.map(|clock| {
             lease::Lease::open(clock, config.state_dir.join("lease.json"), config.boot_id.clone())
         });
-        Ok(Arc::new(Agent {
+        Arc::new(Agent {
             config,
             drivers,
             control,
@@ -163,10 +172,10 @@ impl Agent {
             renew: Notify::new(),
             work: Notify::new(),
             report: Notify::new(),
-            // Starting from the clock keeps sequences growing over restarts without another file.
+            // From the clock, so that they also grow where the ledger was lost.
             sequence: AtomicU64::new(sequence),
             permits: Arc::new(tokio::sync::Semaphore::new(PARALLEL)),
-        }))
+        })
     }
 
     /// Runs until `stop` turns true. Guests are left as they are.
@@ -225,20 +234,18 @@ impl Agent {
 
     async fn accept(self: &Arc<Self>, spec: HostSpec) {
         let this = self.clone();
-        let accepted = tokio::task::spawn_blocking(move || this.ledger.lock().accept(spec)).await;
-        match accepted {
-            Ok(Ok(spec)) => {
+        match contract::blocking(move || this.ledger.lock().accept(spec)).await {
+            Ok(spec) => {
                 self.spec.send_replace(Some(spec));
                 self.tell_lease().await;
                 self.renew.notify_one();
                 self.work.notify_one();
                 self.report.notify_one();
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::error!(host = %self.config.host, error = %error.chain(), "spec refused");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            Err(error) => tracing::error!(%error, "ledger task failed"),
         }
     }
 
@@ -284,6 +291,11 @@ impl Agent {
     }
 
     async fn report_loop(self: Arc<Self>) {
+        // Before it has looked, an agent would say that there is nothing, and what goes away would be taken for gone.
+        while let Err(error) = self.observe().await.map(|observed| self.note(&observed)) {
+            tracing::warn!(host = %self.config.host, error = %error.chain(), "cannot observe the host");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         loop {
             match self.build_report().await {
                 Ok(report) => match self.control.report(report).await {

@@ -9,6 +9,9 @@ use contract::host::{
     SnapshotReport, VolumeReport,
 };
 
+/// No failure is waited out longer, in microseconds. What says that it is, is a clock that was set back since.
+const LONGEST_PAUSE: i64 = 8_000_000;
+
 /// Names one object of a host. The order is the order of work: volumes before servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
@@ -167,7 +170,9 @@ pub fn plan(spec: &HostSpec, observed: &Observed, known: &BTreeMap<Key, Known>, 
         known.get(key).is_some_and(|k| k.converged && k.generation == generation)
     };
     let waiting = |key: &Key, generation: u64| {
-        known.get(key).is_some_and(|k| k.generation == generation && k.not_before > now)
+        known.get(key).is_some_and(|k| {
+            k.generation == generation && (1..=LONGEST_PAUSE).contains(&(k.not_before.0 - now.0))
+        })
     };
     let mut ensure = |key: Key, generation: u64, present: bool| {
         if !(waiting(&key, generation) || fresh(&key, generation) && present) {
@@ -257,6 +262,19 @@ mod tests {
         observed.guests.clear();
         let steps = plan(&host(&[]), &observed, &BTreeMap::new(), Timestamp(0));
         assert_eq!(steps, vec![Step::Remove(Key::Volume(id))]);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_keeps_nothing_waiting() {
+        let spec = host(&[3]);
+        let failed = |not_before| Known { generation: 1, not_before, ..Known::default() };
+        let planned = |not_before| {
+            let known = [(Key::Volume(spec.volumes[0].id), failed(not_before))].into();
+            plan(&spec, &Observed::default(), &known, Timestamp::from_secs(100)).len()
+        };
+        assert_eq!(planned(Timestamp::from_secs(104)), 0);
+        assert_eq!(planned(Timestamp::from_secs(99)), 1);
+        assert_eq!(planned(Timestamp::from_secs(3_700)), 1);
     }
 
     proptest! {

@@ -17,3 +17,19 @@ pub mod services;
 pub mod suite;
 
 pub use auth::{AuthContext, Scope};
+
+/// Work that would hold up the runtime (files, hashing of much): on a thread of its own. On a runtime of one thread, which
+/// only tests and simulations have, in the caller's task: virtual time does not wait for threads, and a run is replayed
+/// only if nothing depends on how fast they are.
+///
+/// # Errors
+/// What `work` answers; `Internal` where it panics.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> base::Result<T> + Send + 'static,
+) -> base::Result<T> {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.map_err(base::Error::internal)?
+}
