@@ -1,6 +1,6 @@
 //! Hosts: folding their specs, taking their reports, knowing whether they live.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,9 +52,9 @@ struct Told {
     /// When all were applied.
     full: Option<Timestamp>,
     /// Servers that shall go, with the first generation of the spec without them.
-    leaving: HashMap<ServerId, u64>,
+    leaving: BTreeMap<ServerId, u64>,
     /// Servers that wait for something of this host.
-    waiting: HashMap<ServerId, ()>,
+    waiting: BTreeSet<ServerId>,
     /// The newest lease that was given by this process.
     given: Option<Given>,
 }
@@ -122,13 +122,13 @@ impl Hosts {
 
     /// Remembers that the server's reconciler wants to run when the host's parts change.
     pub(crate) fn wait(&self, host: HostId, id: ServerId) {
-        self.of(host).told.lock().waiting.insert(id, ());
+        self.of(host).told.lock().waiting.insert(id);
     }
 
     /// Wakes the servers that wait for something of the host.
     pub(crate) fn wake_waiting(&self, state: &State, host: HostId) {
         let waiting = std::mem::take(&mut self.of(host).told.lock().waiting);
-        for id in waiting.into_keys() {
+        for id in waiting {
             state.hint("server", id);
         }
     }

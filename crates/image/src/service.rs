@@ -14,11 +14,7 @@ use crate::State;
 use crate::api::visible_to;
 use crate::model::{Image, status};
 
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
-}
+pub(crate) use contract::blocking;
 
 fn info(image: Image) -> ImageInfo {
     let data = image.data;

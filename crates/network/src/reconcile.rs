@@ -270,6 +270,15 @@ impl State {
             .await
     }
 
+    /// What the backend shall hold, by the rows there are now.
+    ///
+    /// # Errors
+    /// From the store.
+    pub async fn projection(&self) -> Result<Vec<Item>> {
+        let domain = self.env.config.dns_domain.clone();
+        self.store.read(move |tx| all_items(tx, &domain)).await
+    }
+
     /// Hands everything over; answers how many items the backend had to repair.
     ///
     /// # Errors

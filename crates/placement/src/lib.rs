@@ -11,7 +11,7 @@
 mod api;
 mod claims;
 mod logic;
-mod model;
+pub mod model;
 mod service;
 
 use std::sync::Arc;

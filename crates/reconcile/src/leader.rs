@@ -67,6 +67,7 @@ async fn keep(
             tracing::info!(lease = lease.name, lead, "leadership changed");
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(lease.ttl / 3) => {}
             () = &mut gone => break,
         }

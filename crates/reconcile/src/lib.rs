@@ -317,6 +317,7 @@ impl Task {
         self.queue.clear();
         loop {
             tokio::select! {
+                biased;
                 ended = running.join_next() => if ended.is_none() { break },
                 _ = stop.wait_for(|stop| *stop == Stop::Now) => break,
             }

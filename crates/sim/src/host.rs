@@ -30,6 +30,10 @@ pub struct Profile {
     pub disk_gib: u64,
     /// Time from start to running, in milliseconds.
     pub boot_ms: RangeInclusive<u64>,
+    /// Chance in a million that a boot is slow, and how many milliseconds it then takes at most.
+    pub slow_boot: (u32, u64),
+    /// NUMA nodes that CPUs and memory are spread over.
+    pub numa_nodes: u32,
     /// Image download in MiB/s; 0 = at once.
     pub image_mib_s: u64,
     /// Chance in a million that a driver call fails.
@@ -43,6 +47,8 @@ impl Default for Profile {
             memory_mib: 512 * 1024,
             disk_gib: 8192,
             boot_ms: 5..=20,
+            slow_boot: (0, 0),
+            numa_nodes: 1,
             image_mib_s: 0,
             fault_ppm: 0,
         }
@@ -103,6 +109,14 @@ impl SimHost {
     }
 }
 
+impl SimHost {
+    /// The power goes: no guest runs, no port is plugged; disks stay.
+    pub fn power_off(&self) {
+        self.hypervisor.power_off();
+        self.network.power_off();
+    }
+}
+
 /// A hypervisor that only remembers.
 pub struct SimHypervisor {
     hostname: String,
@@ -132,6 +146,25 @@ impl SimHypervisor {
         guests.values().filter(|g| g.power == PowerObserved::Running && may(&g.id)).map(|g| g.id).collect()
     }
 
+    /// The guests there are.
+    pub fn guests(&self) -> Vec<Guest> {
+        self.guests.lock().values().cloned().collect()
+    }
+
+    /// Puts a guest there behind the agent's back; for tests of what looks for such guests.
+    pub fn plant(&self, guest: Guest) {
+        self.guests.lock().insert(guest.id, guest);
+    }
+
+    fn power_off(&self) {
+        for guest in self.guests.lock().values_mut() {
+            // Memory saved to disk outlasts the power.
+            if guest.power != PowerObserved::Suspended {
+                guest.power = PowerObserved::Crashed;
+            }
+        }
+    }
+
     fn change(&self, id: ServerId, power: PowerObserved) {
         if let Some(guest) = self.guests.lock().get_mut(&id) {
             guest.power = power;
@@ -140,7 +173,11 @@ impl SimHypervisor {
     }
 
     async fn boot(&self) {
-        let (low, high) = (*self.profile.boot_ms.start(), *self.profile.boot_ms.end());
+        let (low, mut high) = (*self.profile.boot_ms.start(), *self.profile.boot_ms.end());
+        let (chance, slow) = self.profile.slow_boot;
+        if chance > 0 && self.chance.entropy.below(1_000_000) < u64::from(chance) {
+            high = high.max(slow);
+        }
         let ms = low + self.chance.entropy.below(high.saturating_sub(low) + 1);
         if ms > 0 {
             tokio::time::sleep(Duration::from_millis(ms)).await;
@@ -160,7 +197,10 @@ impl Hypervisor for SimHypervisor {
             memory_mib: self.profile.memory_mib,
             disk_gib: self.profile.disk_gib,
             disk_free_gib: self.profile.disk_gib,
-            cpu_info: serde_json::json!({"arch": "x86_64", "model": "sim", "vendor": "allod"}),
+            cpu_info: serde_json::json!({
+                "arch": "x86_64", "model": "sim", "vendor": "allod",
+                "topology": {"cells": self.profile.numa_nodes},
+            }),
             host_ip: None,
         })
     }
@@ -287,12 +327,43 @@ impl BlockStorage for SimStorage {
     }
 }
 
+impl SimStorage {
+    /// The volumes there are, with their sizes in GiB.
+    pub fn volumes(&self) -> Vec<(VolumeId, u64)> {
+        self.state.lock().volumes.iter().map(|(id, size)| (*id, *size)).collect()
+    }
+
+    /// The snapshots there are.
+    pub fn snapshots(&self) -> Vec<SnapshotId> {
+        self.state.lock().snapshots.iter().copied().collect()
+    }
+
+    /// Takes a volume away behind the agent's back; for tests of what looks for it.
+    pub fn lose(&self, id: VolumeId) {
+        self.state.lock().volumes.remove(&id);
+    }
+}
+
 /// A switch that only remembers which ports are plugged.
 pub struct SimHostNetwork {
     ports: Mutex<BTreeSet<PortId>>,
     metadata: Mutex<BTreeSet<NetworkId>>,
     fabric: Arc<SimNetwork>,
     chance: Chance,
+}
+
+impl SimHostNetwork {
+    /// The ports plugged now.
+    pub fn plugged(&self) -> Vec<PortId> {
+        self.ports.lock().iter().copied().collect()
+    }
+
+    fn power_off(&self) {
+        self.metadata.lock().clear();
+        for port in std::mem::take(&mut *self.ports.lock()) {
+            self.fabric.unplugged(port);
+        }
+    }
 }
 
 #[async_trait]

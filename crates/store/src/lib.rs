@@ -9,6 +9,7 @@
 //!
 //! Start reading at [`Tx`] (what a closure can do), then [`Query`], then `sqlite.rs` and `postgres.rs`.
 
+mod gate;
 mod lease;
 mod migrate;
 mod outbox;
@@ -26,6 +27,7 @@ use std::time::Instant;
 
 use base::{Clock, Entropy, Error, Result};
 
+pub use gate::{Fate, Gate};
 pub use lease::Lease;
 pub use migrate::{Migration, Schema, Step};
 pub use outbox::{Subscription, Waiting, Wake};
@@ -71,7 +73,7 @@ struct Inner {
 
 /// A database; cheap to clone.
 #[derive(Clone)]
-pub struct Store(Arc<Inner>);
+pub struct Store(Arc<Inner>, Option<Arc<dyn Gate>>);
 
 impl Store {
     /// Opens by URL: `sqlite:///path/to/file` or `postgresql://…`; brings the schema up to date.
@@ -141,9 +143,15 @@ impl Store {
         outbox: Arc<outbox::Outbox>,
         schemas: &[Schema],
     ) -> Result<Self> {
-        let store = Store(Arc::new(Inner { engine, clock, entropy, outbox }));
+        let store = Store(Arc::new(Inner { engine, clock, entropy, outbox }), None);
         migrate::run(&store, schemas).await?;
         Ok(store)
+    }
+
+    /// The same database for a simulated process whose life `gate` knows: its transactions end as the gate says.
+    #[must_use]
+    pub fn behind(&self, gate: Arc<dyn Gate>) -> Self {
+        Store(self.0.clone(), Some(gate))
     }
 
     /// The clock that transactions take their moment from.
@@ -161,6 +169,9 @@ impl Store {
         T: Send + 'static,
         F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
     {
+        if let Some(gate) = &self.1 {
+            gate.read()?;
+        }
         let (began, mut attempt) = (Instant::now(), 0);
         let work: Work<T> = Arc::new(work);
         loop {
@@ -186,8 +197,19 @@ impl Store {
         T: Send + 'static,
         F: Fn(&mut Tx<'_>) -> Result<T> + Send + Sync + 'static,
     {
+        let fate = self.1.as_ref().map_or(Fate::Carry, |gate| gate.write());
+        if let Fate::Lost(error) = fate {
+            return Err(error);
+        }
+        let result = self.attempts(Arc::new(work)).await;
+        match fate {
+            Fate::Unheard(error) => result.and(Err(error)),
+            Fate::Carry | Fate::Lost(_) => result,
+        }
+    }
+
+    async fn attempts<T: Send + 'static>(&self, work: Work<T>) -> Result<T> {
         let (began, mut attempt) = (Instant::now(), 0);
-        let work: Work<T> = Arc::new(work);
         loop {
             let ended = match &self.0.engine {
                 Engine::Sqlite(sqlite) => match sqlite.write(work.clone()).await {

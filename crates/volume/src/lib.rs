@@ -9,7 +9,7 @@
 mod api;
 mod hosts;
 mod logic;
-mod model;
+pub mod model;
 mod reconcile;
 mod service;
 

@@ -1,5 +1,6 @@
 //! Bytes in and out.
 
+use contract::blocking;
 use std::sync::Arc;
 
 use ::api::{Ctx, RawBody, Reply, Request};
@@ -285,10 +286,4 @@ fn range(text: &str, size: u64) -> Result<(u64, u64)> {
         (first, last) => (number(first)?, number(last)?.saturating_add(1).min(size)),
     };
     if start >= end { Err(bad()) } else { Ok((start, end - start)) }
-}
-
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
 }
