@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test bench clean build docs
+.PHONY: up down test fleet bench clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -20,6 +20,13 @@ build:
 test: ## everything: tidy, format, lints, unit and service tests, real QEMU, OVN, PostgreSQL, unmodified clients
 	scripts/setup build run test
 	scripts/test
+
+SEEDS ?= 20
+HOSTS ?= 1000
+MINUTES ?= 60
+fleet: ## the long simulation: SEEDS seeds of HOSTS hosts for MINUTES virtual minutes (docs/simulate.md)
+	cargo build --release --locked -p allod
+	$(RELEASE) simulate --hosts $(HOSTS) --seeds $(SEEDS) --minutes $(MINUTES) --jobs $$(nproc) --quiet
 
 bench: ## figures against the recorded peer (docs/benchmarks.md)
 	scripts/setup build run test

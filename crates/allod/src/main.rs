@@ -19,6 +19,7 @@ mod member;
 mod pki;
 mod process;
 mod server;
+mod simulate;
 mod status;
 mod telemetry;
 mod up;
@@ -129,6 +130,8 @@ enum Command {
         #[command(subcommand)]
         command: image::Command,
     },
+    /// Simulate a fleet of hosts under faults, in virtual time, and check that everything holds.
+    Simulate(simulate::Simulate),
     /// Write the API compatibility tables of the book.
     #[command(hide = true)]
     ApiDocs {
@@ -188,6 +191,13 @@ fn main() -> ExitCode {
     }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("a TLS provider was installed before");
+    }
+    if let Command::Simulate(args) = &cli.command {
+        // On runtimes of its own; what the services log would drown what it says.
+        return simulate::run(args).unwrap_or_else(|error| {
+            eprintln!("allod: {error:#}");
+            ExitCode::FAILURE
+        });
     }
     // The supervisor and the one-shot commands need one thread; only the server has work for more.
     let workers = if matches!(cli.command, Command::Server { .. }) { 2 } else { 1 };
@@ -269,6 +279,7 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::GuestGuard { .. } => Ok(()),
         Command::Image { command } => image::run(command).await,
+        Command::Simulate(_) => Ok(()),
         Command::ApiDocs { output } => apidocs::write(&output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "allod", &mut std::io::stdout());
