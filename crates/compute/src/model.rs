@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use base::{
-    AttachmentId, FlavorId, HostId, ImageId, NetworkId, PortId, ProjectId, ServerGroupId, ServerId,
+    AttachmentId, Error, FlavorId, HostId, ImageId, NetworkId, PortId, ProjectId, ServerGroupId, ServerId,
     SnapshotId, Timestamp, UserId, VolumeId,
 };
 use contract::host::{HostCapacity, ImageRef, NicSpec, Power};
 use contract::services::FixedIpInfo;
 use serde::{Deserialize, Serialize};
-use store::{Migration, Step};
+use store::{Meta, Migration, Step, Tx};
 use uuid::Uuid;
 
 /// Text by key.
@@ -225,6 +225,9 @@ pub struct Disk {
     pub delete_on_termination: bool,
     /// How far it is.
     pub state: DiskState,
+    /// Whether other servers may have it at the same time (`multiattach`).
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// The image a server was made from, as its host must know it.
@@ -520,8 +523,61 @@ store::resource! {
     }
 }
 
+store::resource! {
+    /// Which server has a volume that only one may have. Of two that ask at the same moment one meets the other's claim. It
+    /// holds as long as that server has a disk with this attachment.
+    pub struct VolumeClaim, table "compute_volume_claims", id VolumeId {
+        unique: [],
+        index: [],
+    } {
+        /// The server.
+        pub server_id: ServerId,
+        /// The attachment.
+        pub attachment: AttachmentId,
+    }
+}
+
+impl VolumeClaim {
+    /// Claims the volume of a disk for a server.
+    ///
+    /// # Errors
+    /// `BadRequest` where another disk has it.
+    pub fn take(tx: &mut Tx<'_>, server: ServerId, disk: &Disk) -> base::Result<()> {
+        if disk.shared || disk.origin != Origin::Existing {
+            return Ok(());
+        }
+        let claim = VolumeClaim {
+            id: disk.volume,
+            meta: Meta::default(),
+            server_id: server,
+            attachment: disk.attachment,
+        };
+        let Some(held) = tx.get::<VolumeClaim>(&disk.volume)? else { return tx.insert(&mut { claim }) };
+        let holder = tx.get::<Server>(&held.server_id)?;
+        if holder.is_some_and(|s| s.disks.iter().any(|d| d.attachment == held.attachment)) {
+            return Err(Error::bad_request(format!(
+                "Invalid volume: volume {} status must be 'available'. Currently in 'reserved'",
+                disk.volume
+            )));
+        }
+        tx.update_status(&mut VolumeClaim { meta: held.meta, ..claim })
+    }
+
+    /// Gives back the volume of a disk that is gone.
+    ///
+    /// # Errors
+    /// Where the database does not answer.
+    pub fn give_back(tx: &mut Tx<'_>, disk: &Disk) -> base::Result<()> {
+        let held = tx.get::<VolumeClaim>(&disk.volume)?;
+        if held.is_some_and(|claim| claim.attachment == disk.attachment) {
+            tx.delete::<VolumeClaim>(&disk.volume)?;
+        }
+        Ok(())
+    }
+}
+
 /// The tables.
-pub const MIGRATIONS: &[Migration] = &[FIRST, JOINING];
+pub const MIGRATIONS: &[Migration] = &[FIRST, JOINING, CLAIMS];
 
 const FIRST: Migration = Migration::new(
     1,
@@ -545,3 +601,5 @@ const JOINING: Migration = Migration::new(
     "leases and joining hosts",
     &[Step::table::<HostLease>(), Step::table::<JoinToken>(), Step::table::<JoinedHost>()],
 );
+
+const CLAIMS: Migration = Migration::new(3, "claims of volumes", &[Step::table::<VolumeClaim>()]);

@@ -17,7 +17,7 @@ use crate::logic::schedule::{self, Ask, HostView};
 use crate::logic::{fold, names};
 use crate::model::{
     Aggregate, Disk, DiskState, Fault, Host, InstanceAction, Nic, Origin, PastServer, Plugged, Server,
-    ServerGroup, Usage, VmState,
+    ServerGroup, Usage, VmState, VolumeClaim,
 };
 
 /// How soon a volume that is being made is looked at again.
@@ -528,6 +528,7 @@ impl State {
                 let Some(mut server) = tx.get::<Server>(&after.id)? else { return Ok(()) };
                 let old = fold::server_spec(&server);
                 merge(&mut server, &after);
+                let held = server.disks.clone();
                 server.disks.retain(|d| {
                     after.disks.iter().any(|x| x.attachment == d.attachment)
                         || !before.disks.iter().any(|x| x.attachment == d.attachment)
@@ -536,6 +537,8 @@ impl State {
                     after.nics.iter().any(|x| x.port == n.port)
                         || !before.nics.iter().any(|x| x.port == n.port)
                 });
+                let gone = |d: &&Disk| !server.disks.iter().any(|x| x.attachment == d.attachment);
+                held.iter().filter(gone).try_for_each(|disk| VolumeClaim::give_back(tx, disk))?;
                 if fold::server_spec(&server) == old {
                     return tx.update_status(&mut server);
                 }
@@ -662,6 +665,7 @@ impl State {
 fn bury(tx: &mut Tx<'_>, id: ServerId) -> Result<()> {
     let Some(server) = tx.get::<Server>(&id)? else { return Ok(()) };
     tx.delete::<Server>(&id)?;
+    server.disks.iter().try_for_each(|disk| VolumeClaim::give_back(tx, disk))?;
     if let Some(mut usage) = tx.get::<Usage>(&server.project_id)? {
         usage.instances = usage.instances.saturating_sub(1);
         usage.cores = usage.cores.saturating_sub(u64::from(server.size.vcpus));

@@ -11,7 +11,7 @@ use super::interfaces::PLUGGABLE;
 use super::wire::{gate, owned, record, server_id};
 use crate::State;
 use crate::logic::state::{need, unlocked};
-use crate::model::{Disk, DiskState, Origin, Server};
+use crate::model::{Disk, DiskState, Origin, Server, VolumeClaim};
 
 pub(super) fn ops() -> Vec<Op<State>> {
     const ALL: &str = "/v2.1/servers/{id}/os-volume_attachments";
@@ -136,6 +136,7 @@ async fn create(cx: Ctx<State>, req: Request<Create>) -> Result<Reply> {
         tag: new.tag.as_ref().map(|t| t.as_str().to_owned()),
         delete_on_termination: new.delete_on_termination.is_some_and(|d| d.0),
         state: DiskState::Reserved,
+        shared: info.multiattach,
     };
     let cx2 = cx.clone();
     let (server, disk) = cx
@@ -151,6 +152,7 @@ async fn create(cx: Ctx<State>, req: Request<Create>) -> Result<Reply> {
             }
             let mut disk = disk.clone();
             disk.device = super::servers::device(&server, wanted.as_deref())?;
+            VolumeClaim::take(tx, id, &disk)?;
             server.disks.push(disk.clone());
             tx.update_status(&mut server)?;
             record(tx, &cx2, &server, "attach_volume")?;

@@ -96,6 +96,32 @@ async fn volumes_come_and_go_live() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_that_want_a_volume_at_once_one_gets_it() {
+    let w = World::new(1).await;
+    let (one, two) = (w.boot("one").await, w.boot("two").await);
+    for _ in 0..5 {
+        let volume = w.vols.add("p1", w.hosts[0].0);
+        let ask = async |server: &str| {
+            let path = format!("/v2.1/servers/{server}/os-volume_attachments");
+            w.member().post(&path, json!({"volumeAttachment": {"volumeId": volume}})).await.status
+        };
+        let mut answers = [tokio::join!(ask(&one), ask(&two))].map(|(a, b)| [a, b]).concat();
+        answers.sort_unstable();
+        assert_eq!(answers, [200, 400]);
+        w.until("in use", || async { w.vols.status(volume) == "in-use" }).await;
+    }
+    // Deleted servers hold nothing.
+    let volume = w.vols.add("p1", w.hosts[0].0);
+    for server in [&one, &two] {
+        let path = format!("/v2.1/servers/{server}/os-volume_attachments");
+        w.until("free", || async { w.vols.status(volume) == "available" }).await;
+        let _ = w.member().post(&path, json!({"volumeAttachment": {"volumeId": volume}})).await.expect(200);
+        let _ = w.member().delete(&format!("/v2.1/servers/{server}")).await.expect(204);
+        w.gone(server).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn boot_from_volume_makes_and_deletes_it() {
     let w = World::new(2).await;
     let body = json!({"server": {

@@ -20,7 +20,7 @@ use crate::State;
 use crate::logic::{names, quota};
 use crate::model::{
     Aggregate, BootImage, Disk, DiskState, Flavor, Host, KeyPair, Nic, Origin, QuotaSet, Server, ServerGroup,
-    Usage, VmState,
+    Usage, VmState, VolumeClaim,
 };
 use crate::reconcile::zone_of;
 
@@ -330,7 +330,7 @@ async fn volume(cx: &Ctx<State>, m: &Mapping, source: Source) -> Result<Disk> {
             .map_err(|_| cx.dialect().invalid_field("uuid", &format!("'{text}' is not a 'uuid'")))
     };
     let size = m.volume_size.map_or(0, body::VolumeSize::get);
-    let mut near = None;
+    let (mut near, mut shared) = (None, false);
     let (volume, origin, size, state) = match source {
         Source::Volume => {
             let id = VolumeId(uuid("volume")?);
@@ -341,6 +341,7 @@ async fn volume(cx: &Ctx<State>, m: &Mapping, source: Source) -> Result<Disk> {
             if found.status != "available" && !(found.multiattach && found.status == "in-use") {
                 return Err(invalid(format!("volume {id} has status '{}'.", found.status)));
             }
+            shared = found.multiattach;
             (id, Origin::Existing, found.size_gib, DiskState::Reserved)
         }
         Source::Image => {
@@ -399,6 +400,7 @@ async fn volume(cx: &Ctx<State>, m: &Mapping, source: Source) -> Result<Disk> {
         tag: m.tag.as_ref().map(body::Tag::checked).transpose()?,
         delete_on_termination: m.delete_on_termination.is_some_and(|d| d.0),
         state,
+        shared,
     })
 }
 
@@ -569,6 +571,9 @@ fn write(tx: &mut Tx<'_>, cx: &Ctx<State>, plan: &Plan) -> Result<Vec<Server>> {
             one.hostname = names::hostname(&one.name, one.id);
         } else if plan.max > 1 {
             one.hostname = format!("{}-{}", one.hostname, index + 1);
+        }
+        for disk in &one.disks {
+            VolumeClaim::take(tx, one.id, disk)?;
         }
         tx.insert(&mut one)?;
         record(tx, cx, &one, "create")?;
