@@ -76,9 +76,9 @@ impl Role {
     }
 }
 
-async fn hypervisor(state: &State, role: &Role) -> Result<qemu::Qemu> {
-    let guard = if role.leased { Some(std::env::current_exe()?) } else { None };
-    let (dir, hostname) = (state.path("guests"), role.name.clone());
+async fn hypervisor(state: &State, name: &str, leased: bool) -> Result<qemu::Qemu> {
+    let guard = if leased { Some(std::env::current_exe()?) } else { None };
+    let (dir, hostname) = (state.path("guests"), name.to_owned());
     Ok(qemu::Qemu::new(qemu::Config { dir, hostname, user: guests_user(), grace: GRACE, guard }).await?)
 }
 
@@ -123,7 +123,8 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     }
     let role = Role::of(state).await?;
     let config = engines(state, &role).await?;
-    let (engines, qemu) = tokio::join!(ovn::Engines::start(config), hypervisor(state, &role));
+    let (engines, qemu) =
+        tokio::join!(ovn::Engines::start(config), hypervisor(state, &role.name, role.leased));
     let engines = engines.context("the network daemons do not start")?;
     let qemu = Arc::new(qemu?);
     let storage = block::Config { owner: guests_user(), ..block::Config::new(state.path("volumes")) };
@@ -219,7 +220,7 @@ pub async fn stop_engines(state: &State, purge: bool) -> Result<()> {
         return Ok(());
     }
     if purge {
-        hypervisor(state, &Role::of(state).await?).await?.purge().await?;
+        hypervisor(state, &hostname(), false).await?.purge().await?;
         ovn::engines::purge(state.dir(), None).await?;
     } else {
         ovn::engines::stop(state.dir(), None).await?;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use base::{HostId, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -39,6 +39,9 @@ impl Pki {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let pki = Pki { dir: dir.to_owned(), now };
         if !pki.path("ca.key").exists() {
+            if pki.path("ca.crt").exists() {
+                bail!("this machine joined a cloud whose server is elsewhere: ask there");
+            }
             let mut params = pki.params("Allod CA", CA_DAYS);
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -233,27 +233,37 @@ impl State {
         }
         let stored = capacity.clone();
         self.store
-            .write(move |tx| match tx.get::<Host>(&id)? {
-                Some(mut host) => {
-                    host.name.clone_from(&stored.hostname);
-                    host.capacity = stored.clone();
-                    host.seen_at = host.seen_at.max(now);
-                    tx.update_status(&mut host)
+            .write(move |tx| {
+                // A host that joined is the one that its certificate names.
+                let joined = tx.get::<JoinedHost>(&id)?;
+                if joined.is_some_and(|j| j.name.as_ref() != Some(&stored.hostname)) {
+                    return Err(Error::forbidden(format!(
+                        "Host {id} did not join as '{}'.",
+                        stored.hostname
+                    )));
                 }
-                None => {
-                    tx.wake("host", id);
-                    tx.insert(&mut Host {
-                        id,
-                        meta: store::Meta::default(),
-                        name: stored.hostname.clone(),
-                        capacity: stored.clone(),
-                        seen_at: now,
-                        disabled: false,
-                        disabled_reason: None,
-                        forced_down: false,
-                        spec_generation: 0,
-                        spec_hash: String::new(),
-                    })
+                match tx.get::<Host>(&id)? {
+                    Some(mut host) => {
+                        host.name.clone_from(&stored.hostname);
+                        host.capacity = stored.clone();
+                        host.seen_at = host.seen_at.max(now);
+                        tx.update_status(&mut host)
+                    }
+                    None => {
+                        tx.wake("host", id);
+                        tx.insert(&mut Host {
+                            id,
+                            meta: store::Meta::default(),
+                            name: stored.hostname.clone(),
+                            capacity: stored.clone(),
+                            seen_at: now,
+                            disabled: false,
+                            disabled_reason: None,
+                            forced_down: false,
+                            spec_generation: 0,
+                            spec_hash: String::new(),
+                        })
+                    }
                 }
             })
             .await?;

@@ -9,6 +9,10 @@ use store::Query;
 use crate::State;
 use crate::model::{Host, JoinToken, JoinedHost};
 
+fn refused() -> Error {
+    Error::unauthenticated("This join token is not valid (any more).")
+}
+
 fn hash(secret: &str) -> String {
     hex::encode(Sha256::digest(secret))
 }
@@ -46,9 +50,13 @@ impl State {
     pub async fn join(&self, secret: &str, name: &str, key: &[u8]) -> Result<HostId> {
         let (id, key, name) = (hash(secret), hex::encode(Sha256::digest(key)), name.to_owned());
         let fresh = HostId::random(&self.entropy);
+        // Whoever guesses costs a read, not a turn of the one writer.
+        let known = id.clone();
+        if self.store.read(move |tx| tx.get::<JoinToken>(&known)).await?.is_none() {
+            return Err(refused());
+        }
         self.store
             .write(move |tx| {
-                let refused = || Error::unauthenticated("This join token is not valid (any more).");
                 let mut token = tx.get::<JoinToken>(&id)?.ok_or_else(refused)?;
                 if token.expires_at <= tx.now() {
                     return Err(refused());

@@ -16,8 +16,8 @@ use crate::leases::REBUILDING;
 use crate::logic::schedule::{self, Ask, HostView};
 use crate::logic::{fold, names};
 use crate::model::{
-    Aggregate, Disk, DiskState, Fault, Host, InstanceAction, Nic, Origin, PastServer, Plugged, Server,
-    ServerGroup, Usage, VmState, VolumeClaim,
+    Aggregate, Disk, DiskState, Fault, Host, HostLease, InstanceAction, Nic, Origin, PastServer, Plugged,
+    Server, ServerGroup, Usage, VmState, VolumeClaim,
 };
 
 /// How soon a volume that is being made is looked at again.
@@ -637,9 +637,12 @@ impl State {
     /// Undoes everything in reverse; the row goes last.
     async fn tear_down(&self, server: &Server) -> Result<Outcome> {
         if let (Some(host), true) = (server.host_id, server.ready) {
-            let row = self.store.read(move |tx| tx.get::<Host>(&host)).await?;
-            // A host that is away lets go when it comes back: its spec will not have the server.
-            let away = row.is_none_or(|h| !self.is_up(&h));
+            let (row, lease) =
+                self.store.read(move |tx| Ok((tx.get::<Host>(&host)?, tx.get::<HostLease>(&host)?))).await?;
+            // A host that is away lets go when it comes back: its spec will not have the server. Until its lease has
+            // ended, though, the guest may still use what would be given back here.
+            let ended = lease.is_none_or(|l| self.clock.now() >= l.until.plus(self.config.lease_margin));
+            let away = ended && row.is_none_or(|h| !self.is_up(&h));
             if !away && !self.hosts.gone(host, server.id) {
                 self.hint("host", host);
                 return Ok(Outcome::After(LATER));

@@ -113,4 +113,43 @@ mod tests {
         assert!(!may_run(b"{torn", mine, &boot, Timestamp(0)));
         assert!(!may_run(b"", mine, &boot, Timestamp(0)));
     }
+
+    fn state(pid: i32) -> String {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").map_or(String::new(), |(_, rest)| rest.chars().take(1).collect())
+    }
+
+    fn until(what: &str, check: impl Fn() -> bool) {
+        let begin = std::time::Instant::now();
+        while !check() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "never: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_guest_stands_still_while_its_lease_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = ServerId::random(&Entropy::seeded(1));
+        let give = |seconds: i64| {
+            let until = BootClock.now().plus_secs(seconds);
+            write(dir.path(), &GuestLease { until, servers: BTreeSet::from([server]) }).unwrap();
+        };
+        give(100);
+        let (lease, file) = (path(dir.path()), dir.path().join("pid"));
+        let script = format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 100", file.display());
+        let guard = std::thread::spawn(move || {
+            run(&lease, server, &["sh".into(), "-c".into(), script.into()]).unwrap()
+        });
+        until("it runs", || file.exists());
+        let pid: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        give(-1);
+        until("it stands still", || state(pid) == "T");
+        give(100);
+        until("it goes on", || state(pid) == "S");
+        std::fs::remove_file(path(dir.path())).unwrap();
+        until("without a lease it stands still", || state(pid) == "T");
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        assert_eq!(guard.join().unwrap(), 1, "the guard ends with its guest");
+    }
 }

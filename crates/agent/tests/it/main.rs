@@ -219,3 +219,92 @@ async fn nothing_is_removed_before_there_is_a_spec() {
     world.until(|r| r.generation == 0).await;
     assert_eq!(world.host.storage.observe().await.unwrap().len(), 1);
 }
+
+/// A control plane that also gives leases, to whoever holds a spec that is new enough.
+struct Lessor {
+    desk: Arc<Desk>,
+    fence: Mutex<u64>,
+}
+
+#[async_trait]
+impl ControlPlane for Lessor {
+    async fn spec(&self, host: HostId, after: u64) -> Result<Option<HostSpec>> {
+        self.desk.spec(host, after).await
+    }
+
+    async fn report(&self, report: HostReport) -> Result<()> {
+        self.desk.report(report).await
+    }
+
+    async fn lease(&self, _: HostId, generation: u64) -> Result<Duration> {
+        if *self.desk.away.lock() {
+            return Err(Error::unavailable("away"));
+        }
+        let fence = *self.fence.lock();
+        if generation < fence { Err(Error::conflict("an older spec")) } else { Ok(Duration::from_secs(30)) }
+    }
+}
+
+/// A clock that goes with the runtime's paused time.
+struct Virtual(tokio::time::Instant);
+
+impl base::Clock for Virtual {
+    fn now(&self) -> base::Timestamp {
+        base::Timestamp::from_secs(1_000_000).plus(self.0.elapsed())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_was_cut_off_takes_its_new_spec_before_it_runs_anything() {
+    let mut world = World::new();
+    // The world's own agent has no leases: this one takes its place.
+    world.stop.send_replace(true);
+    world.task.take().unwrap().await.unwrap();
+    let clock = Arc::new(Virtual(tokio::time::Instant::now()));
+    let lessor = Arc::new(Lessor { desk: world.desk.clone(), fence: Mutex::new(0) });
+    let begin = |world: &World| {
+        let config =
+            Config { host: world.spec.host, state_dir: world.dir.path().to_owned(), boot_id: "b".into() };
+        let drivers = Drivers {
+            hypervisor: world.host.hypervisor.clone(),
+            storage: world.host.storage.clone(),
+            network: world.host.network.clone(),
+            images: world.host.images.clone(),
+        };
+        let agent = Agent::leased(config, drivers, lessor.clone(), clock.clone(), clock.clone()).unwrap();
+        let (stop, stopped) = watch::channel(false);
+        (stop, tokio::spawn(agent.run(stopped)))
+    };
+    let running = |world: &World| world.host.hypervisor.running(base::Clock::now(&*clock));
+    let (stop, task) = begin(&world);
+    let (kept, moved) = (world.add_server(), world.add_server());
+    world.publish();
+    world.until_server(moved, |s| s.power == Some(PowerObserved::Running)).await;
+    world.until_server(kept, |s| s.power == Some(PowerObserved::Running)).await;
+    *world.desk.away.lock() = true;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(running(&world).len(), 2, "a control plane that is away for a moment stops nothing");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(running(&world).is_empty(), "its lease has ended");
+    // A new process has no other lease than the old one had, and starts nothing.
+    stop.send_replace(true);
+    task.await.unwrap();
+    world.host.hypervisor.crash(kept);
+    let (stop, task) = begin(&world);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(running(&world).is_empty());
+    assert_eq!(world.host.hypervisor.observe().await.unwrap().len(), 2, "and removes nothing");
+    // One server was given to another host; the way is open again, but its new spec is not there yet.
+    *lessor.fence.lock() = 2;
+    *world.desk.away.lock() = false;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(running(&world).is_empty(), "no lease for an old spec");
+    world.spec.servers.retain(|s| s.id == kept);
+    world.spec.servers[0].generation += 1;
+    world.publish();
+    world.until_server(kept, |s| s.generation == 2 && s.power == Some(PowerObserved::Running)).await;
+    world.until(|r| !r.servers.iter().any(|s| s.id == moved)).await;
+    assert_eq!(running(&world), std::collections::BTreeSet::from([kept]));
+    stop.send_replace(true);
+    task.await.unwrap();
+}

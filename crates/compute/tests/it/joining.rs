@@ -42,7 +42,10 @@ async fn a_removed_host_may_speak_no_more() {
         volumes: vec![],
         snapshots: vec![],
     };
-    w.state.report(report).await.unwrap();
+    let mut other = report.clone();
+    other.capacity.hostname = "h1".into();
+    assert!(w.state.report(other).await.is_err(), "it reports under the name that it joined with");
+    w.state.report(contract::host::HostReport { sequence: 2, ..report }).await.unwrap();
     let admin = w.client("admin:adm").at("compute 2.96");
     let _ = admin.delete(&format!("/v2.1/os-services/{host}")).await.expect(204);
     assert_eq!(w.state.admit(host).await.unwrap_err().kind().status(), 403);

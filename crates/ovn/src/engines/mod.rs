@@ -304,7 +304,8 @@ impl Engines {
                 spec.stop().await.map_err(Error::internal)?;
             }
         }
-        Ok(())
+        let netns = self.shared.config.netns.as_deref();
+        underlay::give_back(&self.dirs.data, netns).await.map_err(Error::internal)
     }
 }
 
