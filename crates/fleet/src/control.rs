@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -35,6 +36,8 @@ pub struct Server {
 /// What decides over a process's life.
 struct Life {
     dead: CancellationToken,
+    /// Transactions of all processes: reads and writes.
+    transactions: Arc<(AtomicU64, AtomicU64)>,
     /// The next transaction that writes is its last.
     last: Mutex<Option<Commit>>,
     trace: Trace,
@@ -46,6 +49,7 @@ fn dead() -> Error {
 
 impl Gate for Life {
     fn read(&self) -> base::Result<()> {
+        self.transactions.0.fetch_add(1, Ordering::Relaxed);
         if self.dead.is_cancelled() { Err(dead()) } else { Ok(()) }
     }
 
@@ -53,6 +57,7 @@ impl Gate for Life {
         if self.dead.is_cancelled() {
             return Fate::Lost(dead());
         }
+        self.transactions.1.fetch_add(1, Ordering::Relaxed);
         let last = self.last.lock().take();
         if let Some(commit) = last {
             self.trace.event("server", format_args!("dies {commit:?} a commit"));
@@ -77,7 +82,7 @@ impl Backend {
     /// The way to the network's database takes a moment.
     async fn way(&self) -> base::Result<()> {
         tokio::time::sleep(Duration::from_millis(1 + self.dice.below(3))).await;
-        self.life.read()
+        if self.life.dead.is_cancelled() { Err(dead()) } else { Ok(()) }
     }
 }
 
@@ -135,6 +140,7 @@ pub struct Control {
     trace: Trace,
     process: Mutex<Option<Process>>,
     starts: Mutex<u64>,
+    transactions: Arc<(AtomicU64, AtomicU64)>,
     /// Holds key and image files.
     _directory: tempfile::TempDir,
 }
@@ -164,6 +170,7 @@ impl Control {
             trace,
             process: Mutex::default(),
             starts: Mutex::default(),
+            transactions: Arc::default(),
             _directory: directory,
         }))
     }
@@ -180,7 +187,12 @@ impl Control {
         };
         let entropy = Entropy::seeded(self.seed ^ start.wrapping_mul(0xd134_2543_de82_ef95));
         let token = CancellationToken::new();
-        let life = Arc::new(Life { dead: token.clone(), last: Mutex::default(), trace: self.trace.clone() });
+        let life = Arc::new(Life {
+            dead: token.clone(),
+            transactions: self.transactions.clone(),
+            last: Mutex::default(),
+            trace: self.trace.clone(),
+        });
         let backend =
             Backend { fabric: self.fabric.clone(), life: life.clone(), dice: Entropy::seeded(entropy.u64()) };
         let parts = Parts {
@@ -218,6 +230,11 @@ impl Control {
             demo: true,
         };
         cloud::populate(&self.current()?.cloud, &beginning).await
+    }
+
+    /// Transactions so far that the servers asked for: reads and writes.
+    pub fn transactions(&self) -> (u64, u64) {
+        (self.transactions.0.load(Ordering::Relaxed), self.transactions.1.load(Ordering::Relaxed))
     }
 
     /// The living process.

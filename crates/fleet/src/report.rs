@@ -34,6 +34,13 @@ impl Outcome {
             self.events.get("driver").copied().unwrap_or(0),
             self.events.get("report").copied().unwrap_or(0),
         );
+        if let Some(last) = self.samples.last() {
+            let _ = writeln!(
+                text,
+                "{} transactions read and {} write; {} MiB; the checker took {:.1} s of the time",
+                last.transactions.0, last.transactions.1, last.memory_mib, last.checking_s
+            );
+        }
         let _ = writeln!(text, "trace {}", self.hash);
         for (at, violation) in &self.violations {
             let shown: String = violation.to_string().chars().take(1_000).collect();
@@ -96,6 +103,14 @@ impl Outcome {
             ("99 of 100", self.series(|s| f64::from(s.call_us.1))),
         ];
         self.chart(&mut page, "Cost of a call in real microseconds", &cost, &bands);
+        let cost = |s: &Sample| (s.servers_asked as f64, s.wall_s - s.checking_s);
+        let cost = [("seconds", self.samples.iter().map(cost).collect())];
+        self.chart(
+            &mut page,
+            "Real seconds without the checker (up) against requests for servers (across)",
+            &cost,
+            &[],
+        );
         page
     }
 
@@ -109,7 +124,8 @@ impl Outcome {
 
     fn chart(&self, page: &mut String, title: &str, lines: &[(&str, Vec<(f64, f64)>)], bands: &[(f64, f64)]) {
         let (width, height) = SIZE;
-        let last = self.samples.last().map_or(1.0, |s| s.at as f64).max(1.0);
+        let last = lines.iter().flat_map(|(_, points)| points.iter().map(|p| p.0)).fold(1.0_f64, f64::max);
+        let timed = !title.contains("(across)");
         let values = lines.iter().flat_map(|(_, points)| points.iter().map(|p| p.1));
         let top = values.fold(1.0_f64, f64::max);
         let (x, y) =
@@ -132,11 +148,12 @@ impl Outcome {
         let _ = write!(
             page,
             "<path d=\"M40 5V{base}H{width}\" fill=\"none\" stroke=\"#888\"/><text x=\"2\" y=\"16\">{top:.0}</text>\
-             <text x=\"2\" y=\"{base}\">0</text><text x=\"40\" y=\"{:.0}\">0</text><text x=\"{:.0}\" y=\"{:.0}\">{:.0} min</text>",
+             <text x=\"2\" y=\"{base}\">0</text><text x=\"40\" y=\"{:.0}\">0</text><text x=\"{:.0}\" y=\"{:.0}\">{:.0}{}</text>",
             height - 5.0,
             width - 50.0,
             height - 5.0,
-            last / 60.0
+            if timed { last / 60.0 } else { last },
+            if timed { " min" } else { "" }
         );
         for ((_, points), colour) in lines.iter().zip(COLOURS) {
             let mut path = String::new();

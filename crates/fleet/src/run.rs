@@ -86,6 +86,14 @@ pub struct Sample {
     pub call_us: (u32, u32),
     /// Violations so far.
     pub violations: usize,
+    /// Transactions of the servers so far: reads and writes.
+    pub transactions: (u64, u64),
+    /// Servers that were asked for so far.
+    pub servers_asked: u64,
+    /// Memory of the process in MiB; with several runs in one process, of all.
+    pub memory_mib: u64,
+    /// Seconds of real time that the checker took so far.
+    pub checking_s: f64,
     /// Seconds of real time since the start.
     pub wall_s: f64,
 }
@@ -165,6 +173,7 @@ pub struct Run {
     samples: Vec<Sample>,
     violations: Vec<(u64, Violation)>,
     calls_seen: usize,
+    checking: Duration,
     rest_s: u64,
 }
 
@@ -223,6 +232,7 @@ impl Run {
             samples: Vec::new(),
             violations: Vec::new(),
             calls_seen: 0,
+            checking: Duration::ZERO,
             rest_s: 0,
         };
         run.registered().await?;
@@ -296,8 +306,10 @@ impl Run {
     /// # Errors
     /// From the database.
     pub async fn look(&mut self, at_rest: bool) -> Result<()> {
+        let began = RealInstant::now();
         let view = self.view().await?;
         let found = self.checker.look(&view, at_rest);
+        self.checking += began.elapsed();
         let at = self.begin.elapsed().as_secs();
         for violation in found {
             self.trace.event("violation", &violation);
@@ -344,6 +356,10 @@ impl Run {
             calls: micros.len(),
             call_us: (part(50), part(99)),
             violations: self.violations.len(),
+            transactions: self.control.transactions(),
+            servers_asked: self.api.look(asked),
+            memory_mib: memory_mib(),
+            checking_s: self.checking.as_secs_f64(),
             wall_s: self.began.elapsed().as_secs_f64(),
         }
     }
@@ -352,14 +368,13 @@ impl Run {
     pub fn outcome(self) -> Outcome {
         let status = self.control.current().map(|s| s.cloud.handle.status()).unwrap_or_default();
         let calls = self.api.calls();
-        let made = |what: &str| calls.answers.get(what).copied().unwrap_or(0);
         Outcome {
             seed: self.options.seed,
             hosts: self.options.hosts,
             minutes: self.options.minutes,
             rest_s: self.rest_s,
             hash: self.trace.hash(),
-            servers_made: made("create_server 202") + made("boot_from_volume 202"),
+            servers_made: asked(&calls),
             last: if self.violations.is_empty() { Vec::new() } else { self.trace.last() },
             violations: self.violations,
             script: self.script,
@@ -370,6 +385,18 @@ impl Run {
             wall_s: self.began.elapsed().as_secs_f64(),
         }
     }
+}
+
+/// Requests for servers that were accepted.
+fn asked(calls: &Calls) -> u64 {
+    let of = |what: &str| calls.answers.get(what).copied().unwrap_or(0);
+    of("create_server 202") + of("boot_from_volume 202")
+}
+
+/// The process's memory in RAM.
+fn memory_mib() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    pages.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) / 256
 }
 
 /// Lets everything that can run now run.

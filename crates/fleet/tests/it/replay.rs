@@ -30,12 +30,12 @@ fn the_same_seed_is_the_same_run_and_another_is_not() {
 }
 
 #[test]
-fn a_virtual_hour_of_a_small_fleet_is_sound() {
+fn small_fleets_of_several_seeds_are_sound() {
     for seed in 1..=3 {
         let mut options = Options::new(16, seed).unwrap();
-        options.minutes = 25;
+        options.minutes = 15;
         let outcome = sound(options);
-        assert!(outcome.servers_made > 100, "{}", outcome.summary());
+        assert!(outcome.servers_made > 60, "{}", outcome.summary());
         let calls = &outcome.calls.answers;
         for what in ["create_server 202", "delete_server 204", "create_volume 202", "create_network 201"] {
             assert!(calls.get(what).copied().unwrap_or(0) > 0, "no {what}: {calls:?}");
