@@ -292,6 +292,7 @@ fn a_volume_that_was_to_go_with_its_server() {
             tag: None,
             delete_on_termination: true,
             state: compute::model::DiskState::Attached,
+            shared: false,
         };
         server.disks.push(disk);
         let id = server.id;
