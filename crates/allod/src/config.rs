@@ -36,6 +36,8 @@ pub struct Config {
     pub hosts: Hosts,
     /// The external network.
     pub external: External,
+    /// This server as one of several on a database.
+    pub replica: Replica,
     /// Initial passwords; empty = random.
     pub passwords: Passwords,
     /// Where the agent serves its metrics (port 0: chosen by the system, see `run/agent-listening`).
@@ -91,6 +93,24 @@ impl Default for Hosts {
     }
 }
 
+/// One of several servers on a PostgreSQL database.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Replica {
+    /// Directory that all replicas see: token keys, CA, first passwords, images. `None` = this server is the only one.
+    pub shared_dir: Option<PathBuf>,
+    /// URL under which other replicas reach this one; empty = `https://` + `listen`.
+    pub address: String,
+    /// How long a replica's part of the work waits for it before others take it over.
+    pub lease_secs: u32,
+}
+
+impl Default for Replica {
+    fn default() -> Self {
+        Replica { shared_dir: None, address: String::new(), lease_secs: 10 }
+    }
+}
+
 /// Initial passwords.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -139,6 +159,7 @@ impl Default for Config {
             underlay: String::new(),
             hosts: Hosts::default(),
             external: External::default(),
+            replica: Replica::default(),
             passwords: Passwords::default(),
             agent_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             telemetry: Telemetry::default(),
@@ -175,6 +196,12 @@ impl Config {
         let hosts = &self.hosts;
         if hosts.lease_secs < 3 || hosts.lease_margin_secs < 2 || hosts.certificate_secs < 30 {
             bail!("hosts.lease_secs is at least 3, hosts.lease_margin_secs 2, hosts.certificate_secs 30");
+        }
+        if self.replica.shared_dir.is_some() && self.database.is_empty() {
+            bail!("replica.shared_dir needs a PostgreSQL database: SQLite is one server's");
+        }
+        if !(1..=600).contains(&self.replica.lease_secs) {
+            bail!("replica.lease_secs is between 1 and 600");
         }
         if self.sim_hosts > 10_000 {
             bail!("sim_hosts is at most 10000");

@@ -72,9 +72,13 @@ async fn connection(
         let left = end.0 - base::Clock::now(&base::SystemClock).0;
         Duration::from_micros(u64::try_from(left).unwrap_or(0))
     });
+    let replica = certificate.is_some_and(crate::pki::is_replica);
     let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
+        }
+        if replica {
+            request.extensions_mut().insert(link::Replica);
         }
         let span = match crate::telemetry::parent_of(request.headers()) {
             Some(parent) => {

@@ -9,6 +9,7 @@
 
 mod agent_role;
 mod apidocs;
+mod backup;
 mod bootstrap;
 mod config;
 mod files;
@@ -16,13 +17,17 @@ mod image;
 mod join;
 mod listener;
 mod member;
+mod moving;
 mod pki;
 mod process;
 mod server;
+mod shared;
+mod sim_agents;
 mod simulate;
 mod status;
 mod telemetry;
 mod up;
+mod upgrade;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -83,10 +88,22 @@ enum Command {
         #[command(flatten)]
         state: StateArg,
     },
-    /// Run the server alone.
+    /// Run the server alone: one of several replicas, or under another supervisor.
     Server {
         #[command(flatten)]
         state: StateArg,
+        /// Configuration file (TOML); without it, the configuration kept in the state directory.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Run simulated hosts that reach the server as real ones do.
+    #[command(hide = true)]
+    SimAgents {
+        #[command(flatten)]
+        state: StateArg,
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Run the agent of this host alone; with --join, as a member of a cloud that runs elsewhere.
     Agent {
@@ -124,6 +141,44 @@ enum Command {
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", conflicts_with = "json",
               value_parser = clap::value_parser!(u16).range(1..))]
         watch: Option<u16>,
+    },
+    /// Write the whole control plane into a file: database, keys, CA, passwords, and images if asked for.
+    Backup {
+        #[command(flatten)]
+        state: StateArg,
+        /// File to make (mode 0600).
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+        /// With the images' bytes.
+        #[arg(long)]
+        images: bool,
+    },
+    /// Make a cloud from a backup, in an empty state directory and an empty database.
+    Restore {
+        #[command(flatten)]
+        state: StateArg,
+        /// The backup.
+        #[arg(long, value_name = "FILE")]
+        input: PathBuf,
+        /// Configuration file (TOML); without it, the one in the backup.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Work on the database.
+    Database {
+        #[command(subcommand)]
+        command: DatabaseCommand,
+    },
+    /// Tell what starting this version would do to the database of a cloud.
+    Upgrade {
+        #[command(flatten)]
+        state: StateArg,
+        /// Only tell; servers upgrade the schema themselves when they start.
+        #[arg(long, required = true)]
+        check: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Build guest images.
     Image {
@@ -177,6 +232,21 @@ enum HostCommand {
     },
 }
 
+#[derive(Subcommand)]
+enum DatabaseCommand {
+    /// Copy the database of a cloud that is down into an empty one of the other kind, and compare.
+    Copy {
+        #[command(flatten)]
+        state: StateArg,
+        /// Source [default: the cloud's].
+        #[arg(long, value_name = "URL")]
+        from: Option<String>,
+        /// Target: `postgresql://USER@HOST/NAME?passwordfile=FILE` or `sqlite:///FILE`.
+        #[arg(long, value_name = "URL")]
+        to: String,
+    },
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Command::GuestGuard { lease, server, command } = &cli.command {
@@ -225,13 +295,31 @@ async fn stopped(stop: &mut tokio::sync::watch::Receiver<bool>) {
 /// Logs, metrics and traces of a role; the configuration of a cloud says where traces go.
 fn telemetry_of(command: &Command) -> Result<(telemetry::Metrics, Option<telemetry::Exporting>)> {
     let (role, state) = match command {
-        Command::Server { state } => ("server", state),
+        Command::Server { state, config } => {
+            let state = opened(state, config.as_deref())?;
+            return telemetry::start("server", &state.config()?.telemetry);
+        }
         // Before a host has joined there is no configuration.
         Command::Agent { state, .. } if State::open(&state.state).is_ok() => ("agent", state),
         Command::Agent { .. } => return telemetry::start("agent", &telemetry::Telemetry::default()),
         _ => return telemetry::start("allod", &telemetry::Telemetry::default()),
     };
     telemetry::start(role, &State::open(&state.state)?.config()?.telemetry)
+}
+
+/// The state directory, with the configuration of a file kept in it.
+fn opened(state: &StateArg, config: Option<&std::path::Path>) -> Result<State> {
+    let Some(file) = config else { return State::open(&state.state) };
+    let state = State::create(&state.state)?;
+    let mut config = Config::read(file)?;
+    // A port chosen by the system is kept: it stands in the catalog.
+    if let (0, Ok(held)) = (config.listen.port(), state.config())
+        && held.listen.ip() == config.listen.ip()
+    {
+        config.listen = held.listen;
+    }
+    state.keep(&config)?;
+    Ok(state)
 }
 
 async fn run(command: Command) -> Result<()> {
@@ -270,7 +358,7 @@ async fn run(command: Command) -> Result<()> {
             let config = state.config()?;
             up::up(&state, up::Options { config, detach: true }).await
         }
-        Command::Server { state } => server::run(&State::open(&state.state)?, metrics).await,
+        Command::Server { state, .. } => server::run(&State::open(&state.state)?, metrics).await,
         Command::Agent { state, join } => agent(&state.state, join, metrics).await,
         Command::Status { state, json: true, .. } => status::json(&State::open(&state.state)?).await,
         Command::Status { state, watch, .. } => status::show(&State::open(&state.state)?, watch).await,
@@ -278,6 +366,17 @@ async fn run(command: Command) -> Result<()> {
             join::give(&State::open(&state.state)?, &ttl).await
         }
         Command::GuestGuard { .. } => Ok(()),
+        Command::SimAgents { state, config } => sim_agents::run(&opened(&state, config.as_deref())?).await,
+        Command::Backup { state, output, images } => {
+            backup::backup(&State::open(&state.state)?, &output, images).await
+        }
+        Command::Restore { state, input, config } => {
+            backup::restore(&state.state, &input, config.map(|f| Config::read(&f)).transpose()?).await
+        }
+        Command::Database { command: DatabaseCommand::Copy { state, from, to } } => {
+            moving::copy(&State::open(&state.state)?, from, &to).await
+        }
+        Command::Upgrade { state, json, .. } => upgrade::check(&State::open(&state.state)?, json).await,
         Command::Image { command } => image::run(command).await,
         Command::Simulate(_) => Ok(()),
         Command::ApiDocs { output } => apidocs::write(&output),

@@ -24,6 +24,8 @@ use crate::files;
 
 /// Certificates are dated back by so many seconds, for those whose clock is behind.
 const SLACK: i64 = 3600;
+/// Names a replica in its certificate.
+const REPLICA: &str = "urn:allod:replica";
 const CA_DAYS: i64 = 3650;
 const LEAF_DAYS: i64 = 365;
 
@@ -168,6 +170,13 @@ impl Pki {
         self.client(Some((cert, key(&self.path(&format!("{name}.key")))?)))
     }
 
+    /// An HTTP client that speaks for a replica of the server.
+    pub fn replica_client(&self) -> Result<reqwest::Client> {
+        let san = SanType::URI(REPLICA.try_into()?);
+        self.leaf("replica", vec![san], ExtendedKeyUsagePurpose::ClientAuth)?;
+        self.client(Some((certificate(&self.path("replica.crt"))?, key(&self.path("replica.key"))?)))
+    }
+
     /// An HTTP client that trusts only this cloud.
     pub fn plain_client(&self) -> Result<reqwest::Client> {
         self.client(None)
@@ -282,6 +291,14 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Result<(Timestamp, Timestam
 pub fn renew_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
     let life = not_after.0 - not_before.plus_secs(SLACK).0;
     Timestamp(not_after.0 - life.max(0) / 3)
+}
+
+/// Whether a verified client certificate is that of a replica of the server.
+pub fn is_replica(certificate: &CertificateDer<'_>) -> bool {
+    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
+    let Ok(Some(names)) = parsed.subject_alternative_name() else { return false };
+    names.value.general_names.iter().any(|name| matches!(name, GeneralName::URI(REPLICA)))
 }
 
 /// The host named by a verified client certificate: its `urn:uuid:` subject alternative name.

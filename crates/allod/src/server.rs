@@ -26,13 +26,17 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     config.listen = listener.local_addr()?;
     state.keep(&config)?;
+    crate::shared::join(state, &config)?;
     let pki = Pki::open(&state.path("pki"), SystemClock.now())?;
     let secrets = bootstrap::secrets(state, &config)?;
     bootstrap::client_files(state, &config, &secrets, &pki)?;
-    let (cloud, fleet) = assemble(state, &config).await?;
-    cloud::populate(&cloud, &beginning(&config, &secrets)).await?;
+    let (cloud, fleet) = assemble(state, &config, &pki).await?;
+    let beginning = beginning(&config, &secrets);
+    let populated = async { cloud::populate(&cloud, &beginning).await };
+    crate::shared::one_at_a_time(&cloud.store, populated).await?;
     let (stop, stopped) = watch::channel(false);
-    if let Some(fleet) = &fleet {
+    // Of several replicas none has the hosts: `allod agent` simulates them.
+    if let Some(fleet) = fleet.as_ref().filter(|_| config.replica.shared_dir.is_none()) {
         simulate(state, &config, &cloud, fleet, &stopped)?;
     }
     let mut addresses = vec![config.listen.ip(), [127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
@@ -62,14 +66,16 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
 }
 
 /// The cloud of this configuration, and its simulated hosts if it has any.
-async fn assemble(state: &State, config: &Config) -> Result<(Cloud, Option<Arc<Fleet>>)> {
+async fn assemble(state: &State, config: &Config, pki: &Pki) -> Result<(Cloud, Option<Arc<Fleet>>)> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy = Entropy::system();
     let url = config.database_url(state);
     let store = Store::open(&url, clock.clone(), entropy.clone(), cloud::SCHEMAS).await?;
     let backend = network_backend(state, config);
-    let hosts = backend.fleet.clone().map(|fleet| fleet as Arc<dyn HostAccess>);
-    let parts = Parts { store, backend: backend.driver, hosts, clock, entropy };
+    let replica = crate::shared::replica(config, pki)?;
+    let here = backend.fleet.clone().filter(|_| replica.is_none());
+    let hosts = here.map(|fleet| fleet as Arc<dyn HostAccess>);
+    let parts = Parts { store, backend: backend.driver, hosts, replica, clock, entropy };
     Ok((cloud::assemble(&site(state, config)?, parts).await?, backend.fleet))
 }
 
@@ -78,11 +84,12 @@ fn site(state: &State, config: &Config) -> Result<Site> {
         std::fs::read_to_string(path).with_context(|| format!("cannot read policy file {}", path.display()))
     };
     let policy = config.policy.iter().map(|(service, path)| Ok((service.clone(), read(path)?)));
+    let places = crate::shared::places(state, config);
     Ok(Site {
         url: config.url(),
-        keys: identity::Repository::Directory(state.path("fernet")),
+        keys: identity::Repository::Directory(places.fernet),
         bcrypt_cost: config.bcrypt_rounds,
-        images: state.path("images"),
+        images: places.images,
         fencing: cloud::Fencing {
             lease: Duration::from_secs(config.hosts.lease_secs.into()),
             margin: Duration::from_secs(config.hosts.lease_margin_secs.into()),

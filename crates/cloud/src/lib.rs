@@ -21,10 +21,10 @@ use api::{Service, Settings};
 use axum::Router;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use base::{Clock, Entropy};
+use base::{Clock, Entropy, HostId};
 use contract::net::NetworkBackend;
 use contract::services::{ControlPlane, HostAccess, Images, Networks, Placement, Volumes};
-use reconcile::{Controller, Handle, Options};
+use reconcile::{Controller, Handle, Options, Shards, Sharing};
 use store::{Schema, Store};
 
 pub use populate::{Beginning, External, Passwords, call, populate};
@@ -82,10 +82,38 @@ pub struct Parts {
     pub backend: Arc<dyn NetworkBackend>,
     /// How live hosts are asked; `None`: through the agents' link.
     pub hosts: Option<Arc<dyn HostAccess>>,
+    /// How the work is shared with other replicas on the same database; `None`: this process does all of it.
+    pub replica: Option<Replica>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Randomness.
     pub entropy: Entropy,
+}
+
+/// One of several servers on a database.
+pub struct Replica {
+    /// How it takes part.
+    pub sharing: Sharing,
+    /// Carries a replica's certificate and trusts only the cloud's CA.
+    pub http: reqwest::Client,
+}
+
+/// Hosts belong to the replica that has their shard.
+struct HostOwners(Shards);
+
+#[async_trait::async_trait]
+impl link::Owners for HostOwners {
+    fn owner(&self, host: HostId) -> link::Owner {
+        match self.0.owner(&host.to_string()) {
+            reconcile::Owner::Me => link::Owner::Me,
+            reconcile::Owner::Other(replica) => link::Owner::Other(replica.address),
+            reconcile::Owner::Nobody => link::Owner::Nobody,
+        }
+    }
+
+    async fn moved(&self, host: HostId) {
+        self.0.moved(&host.to_string()).await;
+    }
 }
 
 /// The assembled cloud.
@@ -127,7 +155,7 @@ impl Site {
 /// Where a policy file is wrong, keys cannot be read, or the database does not answer.
 #[expect(clippy::too_many_lines, reason = "one paragraph per service, read from top to bottom")]
 pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
-    let Parts { store, backend, hosts, clock, entropy } = parts;
+    let Parts { store, backend, hosts, replica, clock, entropy } = parts;
     let identity = identity::State::new(
         identity::Config {
             settings: site.settings("/identity"),
@@ -213,8 +241,8 @@ pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
         &nudge,
     )?;
     let questions = Arc::new(link::Questions::default());
-    compute.set_host_access(hosts.unwrap_or_else(|| questions.clone()));
-    let mut controller = Controller::new(store.clone(), clock, entropy);
+    let sharing = replica.as_ref().map(|r| r.sharing.clone());
+    let mut controller = Controller::new(store.clone(), clock, entropy).sharing(sharing);
     let many = Options { workers: 32, ..Options::default() };
     let reconcilers = [image.reconcilers(), volume.reconcilers(), compute.reconcilers()].concat();
     for reconciler in reconcilers {
@@ -225,7 +253,20 @@ pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
     }
     let handle = controller.start().await?;
     compute.set_controller(handle.clone());
+    let owners = || Arc::new(HostOwners(handle.shards().clone()));
+    let relay = replica.map(|r| Arc::new(link::Relay::new(owners(), r.http, questions.clone())));
+    let access: Arc<dyn HostAccess> = match (hosts, &relay) {
+        (Some(hosts), _) => hosts,
+        (None, Some(relay)) => relay.clone(),
+        (None, None) => questions.clone(),
+    };
+    compute.set_host_access(access);
     let control: Arc<dyn ControlPlane> = compute.clone();
+    let agents = link::routes(control, images, questions);
+    let agents = match relay {
+        Some(relay) => link::relayed(agents, relay),
+        None => agents,
+    };
     let router = Router::new()
         .merge(service(
             "/identity",
@@ -243,7 +284,7 @@ pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
         .merge(service("/network", &network, network::ops(), api::router(network.clone(), network::ops())))
         .merge(service("/volume", &volume, volume::ops(), api::router(volume.clone(), volume::ops())))
         .merge(service("/compute", &compute, compute::ops(), compute::router(compute.clone())))
-        .merge(link::routes(control, images, questions));
+        .merge(agents);
     Ok(Cloud { router, handle, store, identity, network, volume, compute })
 }
 

@@ -163,6 +163,8 @@ impl State {
     /// Folds a host's spec and hands it to its agent; answers whether it was new.
     async fn fold(&self, id: HostId) -> Result<bool> {
         let fence = self.store.read(move |tx| fence_of(tx, id)).await?;
+        // The row as it was before its content was read: should another replica fold meanwhile, this reading is too old.
+        let before = self.store.read(move |tx| Ok(tx.get::<Host>(&id)?.map(|h| h.spec_generation))).await?;
         let mut spec = self.content(id).await?;
         let runtime = self.hosts.of(id);
         let held = runtime.spec.borrow().clone();
@@ -183,6 +185,11 @@ impl State {
                     // What was read may still have a server that was taken from the host meanwhile.
                     return Err(Error::retry(format!(
                         "servers were taken from host {id} while its spec was folded"
+                    )));
+                }
+                if Some(host.spec_generation) != before {
+                    return Err(Error::unavailable(format!(
+                        "the spec of host {id} was folded by another replica"
                     )));
                 }
                 if host.spec_hash != hash {

@@ -37,7 +37,8 @@ impl Reconciler for Servers {
     async fn reconcile(&self, key: &str) -> Result<Outcome> {
         let Ok(id) = key.parse::<ServerId>() else { return Ok(Outcome::Done) };
         let state = &self.0;
-        let stale = state.stale.lock().remove(&id);
+        // A hint that ports changed may have come to another replica.
+        let stale = state.stale.lock().remove(&id) || state.store.shared();
         let Some(server) = state.store.read(move |tx| tx.get::<Server>(&id)).await? else {
             return Ok(Outcome::Done);
         };
@@ -50,6 +51,14 @@ impl Reconciler for Servers {
             state.stale.lock().insert(id);
         }
         outcome
+    }
+
+    /// A server that has a host is worked on where the host is: there its reports are.
+    async fn shard(&self, key: &str) -> Result<u32> {
+        let Ok(id) = key.parse::<ServerId>() else { return Ok(::reconcile::shard_of(key)) };
+        let server = self.0.store.read(move |tx| tx.get::<Server>(&id)).await?;
+        let host = server.and_then(|s| s.host_id).map(|host| host.to_string());
+        Ok(::reconcile::shard_of(host.as_deref().unwrap_or(key)))
     }
 
     /// Servers that go, are being built, or have something under way.

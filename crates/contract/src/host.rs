@@ -354,3 +354,72 @@ pub struct SnapshotReport {
     /// Why it does not converge.
     pub error: Option<String>,
 }
+
+#[cfg(test)]
+mod compatibility {
+    //! Servers and agents of the version before speak with those of this one: what they send is understood, and what they
+    //! do not know they pass over. The samples are what the version before sends; they are replaced at a release, never
+    //! to make a test pass.
+
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    const SPEC: &str = include_str!("../testdata/host_spec.previous.json");
+    const REPORT: &str = include_str!("../testdata/host_report.previous.json");
+
+    /// Adds a field that nobody knows to every object that is a struct; maps of names have no unknown fields.
+    fn widen(value: &mut Value, depth: usize) {
+        const FREE: [&str; 6] = ["properties", "meta", "public_keys", "network_data", "cpu_info", "source"];
+        match value {
+            Value::Object(fields) => {
+                for (name, field) in fields.iter_mut().filter(|(name, _)| !FREE.contains(&name.as_str())) {
+                    let _ = name;
+                    widen(field, depth + 1);
+                }
+                fields.insert("of_a_newer_version".into(), serde_json::json!({"depth": depth}));
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| widen(item, depth)),
+            _ => {}
+        }
+    }
+
+    fn both_ways<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(sample: &str) {
+        let theirs: Value = serde_json::from_str(sample).unwrap();
+        let ours: T = serde_json::from_value(theirs.clone()).unwrap();
+        // Every field that the version before needs is still sent, with the same name and meaning.
+        let sent = serde_json::to_value(&ours).unwrap();
+        covers(&sent, &theirs, "");
+        let mut newer = theirs;
+        widen(&mut newer, 0);
+        assert_eq!(serde_json::from_value::<T>(newer).unwrap(), ours, "unknown fields are passed over");
+    }
+
+    fn covers(ours: &Value, theirs: &Value, path: &str) {
+        match (ours, theirs) {
+            (Value::Object(ours), Value::Object(theirs)) => {
+                for (name, theirs) in theirs {
+                    let ours = ours.get(name).unwrap_or_else(|| panic!("{path}/{name} is not sent any more"));
+                    covers(ours, theirs, &format!("{path}/{name}"));
+                }
+            }
+            (Value::Array(ours), Value::Array(theirs)) => {
+                assert_eq!(ours.len(), theirs.len(), "{path}");
+                for (ours, theirs) in ours.iter().zip(theirs) {
+                    covers(ours, theirs, path);
+                }
+            }
+            _ => assert_eq!(ours, theirs, "{path}"),
+        }
+    }
+
+    #[test]
+    fn a_spec_of_the_version_before_is_understood_both_ways() {
+        both_ways::<HostSpec>(SPEC);
+    }
+
+    #[test]
+    fn a_report_of_the_version_before_is_understood_both_ways() {
+        both_ways::<HostReport>(REPORT);
+    }
+}

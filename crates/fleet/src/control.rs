@@ -199,6 +199,7 @@ impl Control {
             store: self.store.behind(life.clone()),
             backend: Arc::new(backend),
             hosts: Some(Arc::new(NoConsoles)),
+            replica: None,
             clock: self.clock.clone(),
             entropy,
         };

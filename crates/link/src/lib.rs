@@ -12,11 +12,13 @@
 
 mod client;
 mod questions;
+mod relay;
 mod server;
 
 pub use client::Client;
 pub use questions::Questions;
-pub use server::{Peer, routes};
+pub use relay::{Owner, Owners, Relay, Replica};
+pub use server::{Peer, relayed, routes};
 
 use base::ServerId;
 use serde::{Deserialize, Serialize};

@@ -14,7 +14,7 @@ use contract::host::HostReport;
 use contract::services::{ControlPlane, Images};
 use serde::Deserialize;
 
-use crate::{Answer, Failure, Held, Questions, Term};
+use crate::{Answer, Failure, Held, Questions, Relay, Term};
 
 /// Largest report: some thousand servers on a host.
 const REPORT_BYTES: usize = 32 * 1024 * 1024;
@@ -43,6 +43,12 @@ pub fn routes(control: Arc<dyn ControlPlane>, images: Arc<dyn Images>, questions
         .route("/agent/v1/images/{id}", get(image))
         .layer(DefaultBodyLimit::max(REPORT_BYTES))
         .with_state(Desk { control, images, questions })
+}
+
+/// The agents' routes of one of several replicas.
+pub fn relayed(routes: Router, relay: Arc<Relay>) -> Router {
+    let ask = Router::new().route("/agent/v1/ask", post(crate::relay::ask)).with_state(relay.clone());
+    routes.merge(ask).layer(axum::middleware::from_fn_with_state(relay, crate::relay::relay))
 }
 
 struct Refusal(Failure);

@@ -8,8 +8,8 @@
 //!
 //! Start reading at [`Reconciler`], then [`Controller::start`].
 
-mod leader;
 mod queue;
+mod shards;
 mod status;
 
 use std::panic::AssertUnwindSafe;
@@ -19,15 +19,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base::{Clock, Entropy, Error, Result};
 use futures::FutureExt;
-use store::{Store, Subscription, Waiting};
+use store::{Fence, Store, Subscription, Waiting};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-pub use leader::Exclusive;
 pub use queue::Limits;
 use queue::{Queue, Source};
+use shards::View;
+pub use shards::{Owner, SHARDS, Shards, Sharing, shard_of};
 pub use status::TaskStatus;
 
 /// What a run says.
@@ -50,6 +51,15 @@ pub trait Reconciler: Send + Sync + 'static {
     /// # Errors
     /// Any error means: again, later.
     async fn reconcile(&self, key: &str) -> Result<Outcome>;
+
+    /// The shard of an object: of several replicas, the one that has it works on the object. Another than that of the key
+    /// where the work needs what only one replica knows, as what a host reports.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    async fn shard(&self, key: &str) -> Result<u32> {
+        Ok(shard_of(key))
+    }
 
     /// Keys of all objects that have not converged.
     ///
@@ -80,7 +90,7 @@ pub struct Controller {
     store: Store,
     clock: Arc<dyn Clock>,
     entropy: Entropy,
-    exclusive: Option<Exclusive>,
+    sharing: Option<Sharing>,
     tasks: Vec<(Arc<dyn Reconciler>, Options)>,
 }
 
@@ -97,6 +107,8 @@ struct Task {
     stir: Notify,
     /// Wake-ups that were worked on, to be taken out of the outbox.
     done: parking_lot::Mutex<Vec<i64>>,
+    /// What this replica works on.
+    views: watch::Receiver<Arc<View>>,
 }
 
 /// Running reconcilers; they stop when the last handle is dropped.
@@ -105,6 +117,7 @@ pub struct Handle {
     tasks: Arc<Vec<Arc<Task>>>,
     stop: watch::Sender<Stop>,
     ended: watch::Receiver<()>,
+    shards: Shards,
 }
 
 /// How far stopping has come.
@@ -117,13 +130,15 @@ enum Stop {
     Now,
 }
 
+/// After what time a wake-up that was left to another replica is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 /// Time between acknowledgements to the outbox, so that many share one write.
 const FLUSH: Duration = Duration::from_millis(100);
 
 impl Controller {
     /// A controller without reconcilers.
     pub fn new(store: Store, clock: Arc<dyn Clock>, entropy: Entropy) -> Self {
-        Controller { store, clock, entropy, exclusive: None, tasks: Vec::new() }
+        Controller { store, clock, entropy, sharing: None, tasks: Vec::new() }
     }
 
     /// Adds a reconciler.
@@ -133,11 +148,10 @@ impl Controller {
         self
     }
 
-    /// Runs only while this process holds a lease: of several replicas on one database, one reconciles and the others
-    /// wait to take over. Not needed with SQLite.
+    /// Shares the work with the other replicas on the database: each works on the keys of its shards.
     #[must_use]
-    pub fn exclusive(mut self, exclusive: Exclusive) -> Self {
-        self.exclusive = Some(exclusive);
+    pub fn sharing(mut self, sharing: Option<Sharing>) -> Self {
+        self.sharing = sharing;
         self
     }
 
@@ -149,7 +163,7 @@ impl Controller {
         let (stop, stopped) = watch::channel(Stop::No);
         let (ending, ended) = watch::channel(());
         let ending = Arc::new(ending);
-        let leader = leader::start(self.exclusive, &self.store, stopped.clone(), ending.clone());
+        let views = shards::start(self.sharing, &self.store, stopped.clone(), ending.clone());
         let mut tasks: Vec<Arc<Task>> = Vec::new();
         for (reconciler, options) in self.tasks {
             if tasks.iter().any(|t| t.reconciler.kind() == reconciler.kind()) {
@@ -165,26 +179,37 @@ impl Controller {
                 waiting: parking_lot::Mutex::default(),
                 stir: Notify::new(),
                 done: parking_lot::Mutex::default(),
+                views: views.clone(),
             });
-            let first = if *leader.borrow() { Some(task.subscribe().await?) } else { None };
+            let first = if views.borrow().alone { Some(task.subscribe().await?) } else { None };
             tasks.push(task.clone());
-            let (leader, stopped, ending) = (leader.clone(), stopped.clone(), ending.clone());
+            let (views, stopped, ending) = (views.clone(), stopped.clone(), ending.clone());
             tokio::spawn(async move {
-                task.run(first, leader, stopped).await;
+                task.run(first, views, stopped).await;
                 drop(ending);
             });
         }
-        Ok(Handle { tasks: Arc::new(tasks), stop, ended })
+        Ok(Handle { tasks: Arc::new(tasks), stop, ended, shards: Shards(views) })
     }
 }
 
 impl Handle {
-    /// Wakes a key without the store: a hint from a driver.
+    /// Wakes a key without the store: a hint from a driver. Where another replica works on the key it is told through the
+    /// outbox.
     pub fn wake(&self, kind: &str, key: &str) {
         for task in self.tasks.iter().filter(|t| t.reconciler.kind() == kind) {
-            task.queue.push(key, Source::Hint, 0);
-            task.stir.notify_one();
+            if task.views.borrow().alone {
+                task.queue.push(key, Source::Hint, 0);
+                task.stir.notify_one();
+            } else {
+                tokio::spawn(task.clone().hint(key.to_owned()));
+            }
         }
+    }
+
+    /// How the work is shared with other replicas.
+    pub fn shards(&self) -> &Shards {
+        &self.shards
     }
 
     /// What every reconciler does.
@@ -236,18 +261,18 @@ impl Task {
         waiting == 0 && self.queue.is_idle()
     }
 
-    /// Until it shall stop: waits to be the leader, and works as long as it is.
+    /// Until it shall stop: waits for shards, and works on them as long as they stay the same.
     async fn run(
         self: Arc<Self>,
         mut wakes: Option<Subscription>,
-        mut leader: watch::Receiver<bool>,
+        mut views: watch::Receiver<Arc<View>>,
         mut stop: watch::Receiver<Stop>,
     ) {
         loop {
             let stopped = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop > Stop::No) => true,
-                led = leader.wait_for(|leads| *leads) => led.is_err(),
+                some = views.wait_for(|view| view.any()) => some.is_err(),
             };
             if stopped {
                 return;
@@ -257,7 +282,7 @@ impl Task {
                 None => self.subscribe().await,
             };
             match subscribed {
-                Ok(wakes) => self.work(wakes, &mut leader, &mut stop).await,
+                Ok(wakes) => self.work(wakes, &mut views, &mut stop).await,
                 Err(error) => {
                     tracing::warn!(kind = self.reconciler.kind(), error = %error.chain(), "outbox not read");
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -269,13 +294,14 @@ impl Task {
     async fn work(
         self: &Arc<Self>,
         mut wakes: Subscription,
-        leader: &mut watch::Receiver<bool>,
+        views: &mut watch::Receiver<Arc<View>>,
         stop: &mut watch::Receiver<Stop>,
     ) {
         let mut running = JoinSet::new();
         let mut aside = JoinSet::new();
         let mut sweep_at = Instant::now();
         let mut flush_at = Instant::now();
+        let mine = views.borrow().mine.clone();
         loop {
             while let Some(wake) = wakes.try_next() {
                 self.queue.push(&wake.key, Source::Wake, wake.seq);
@@ -292,7 +318,7 @@ impl Task {
                 // A stop begins nothing more; the timers are not starved by wake-ups.
                 biased;
                 _ = stop.wait_for(|stop| *stop > Stop::No) => break,
-                _ = leader.wait_for(|leads| !*leads) => break,
+                _ = views.wait_for(|view| view.mine != mine) => break,
                 () = tokio::time::sleep_until(sweep_at) => {
                     if self.queue.sweep_begins() {
                         aside.spawn(self.clone().sweep());
@@ -346,6 +372,10 @@ impl Task {
     async fn sweep(self: Arc<Self>) {
         let look = AssertUnwindSafe(self.reconciler.sweep()).catch_unwind();
         let found = look.await.unwrap_or_else(|_| Err(Error::internal("a sweep panicked")));
+        let found = match found {
+            Ok(keys) if !self.views.borrow().alone => self.only_mine(keys).await,
+            found => found,
+        };
         if let Err(error) = &found {
             tracing::warn!(kind = self.reconciler.kind(), error = %error.chain(), "sweep failed");
         }
@@ -355,10 +385,82 @@ impl Task {
 
     async fn once(self: Arc<Self>, key: String) {
         let began = Instant::now();
+        let fence = if self.views.borrow().alone {
+            None
+        } else {
+            match self.mine(&key).await {
+                Ok(Some(fence)) => Some(fence),
+                Ok(None) => return self.pass_on(&key),
+                Err(error) => return self.ended(&key, Err(error), began),
+            }
+        };
         let kind = self.reconciler.kind();
         let span = tracing::info_span!("reconcile", kind, key, otel.name = %format_args!("reconcile {kind}"));
         let run = AssertUnwindSafe(self.reconciler.reconcile(&key)).catch_unwind().instrument(span);
-        let result = run.await.unwrap_or_else(|_| Err(Error::internal("a reconciler panicked")));
+        let run = async move { run.await.unwrap_or_else(|_| Err(Error::internal("a reconciler panicked"))) };
+        let result = match fence {
+            Some(fence) => store::fenced(fence, run).await,
+            None => run.await,
+        };
+        self.ended(&key, result, began);
+    }
+
+    /// The fence of a key that this replica works on; `None` where another does.
+    async fn mine(&self, key: &str) -> Result<Option<Fence>> {
+        let shard = self.reconciler.shard(key).await?;
+        Ok(self.views.borrow().fence(shard))
+    }
+
+    async fn only_mine(&self, keys: Vec<String>) -> Result<Vec<String>> {
+        let mut mine = Vec::new();
+        for key in keys {
+            if self.mine(&key).await?.is_some() {
+                mine.push(key);
+            }
+        }
+        Ok(mine)
+    }
+
+    /// A key that another replica works on. Its wake-ups are left to that one; should they still be there after a while,
+    /// they are looked at again: the key may have moved here meanwhile.
+    fn pass_on(&self, key: &str) {
+        let seqs = self.queue.pass_on(key);
+        self.stir.notify_one();
+        if !seqs.is_empty() {
+            let store = self.store.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                store.give_back(&seqs);
+            });
+        }
+    }
+
+    /// A hint where replicas share the work.
+    async fn hint(self: Arc<Self>, key: String) {
+        let told = match self.mine(&key).await {
+            Ok(Some(_)) => {
+                self.queue.push(&key, Source::Hint, 0);
+                self.stir.notify_one();
+                Ok(())
+            }
+            Ok(None) => {
+                let kind = self.reconciler.kind();
+                self.store
+                    .write(move |tx| {
+                        tx.wake(kind, &key);
+                        Ok(())
+                    })
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = told {
+            tracing::warn!(error = %error.chain(), "a hint was lost; the next sweep finds it");
+        }
+    }
+
+    fn ended(&self, key: &str, result: Result<Outcome>, began: Instant) {
+        let kind = self.reconciler.kind();
         if let Err(error) = &result {
             tracing::warn!(kind, key, error = %error.chain(), "reconcile failed; trying again later");
         }
@@ -366,7 +468,7 @@ impl Task {
         let outcome = if result.is_ok() { "ok" } else { "error" };
         metrics::counter!("allod_reconcile_runs_total", "kind" => kind, "result" => outcome).increment(1);
         metrics::histogram!("allod_reconcile_seconds", "kind" => kind).record(took);
-        let worked = self.queue.done(&key, result, took, self.clock.now(), &self.entropy);
+        let worked = self.queue.done(key, result, took, self.clock.now(), &self.entropy);
         self.done.lock().extend(worked);
         self.stir.notify_one();
     }

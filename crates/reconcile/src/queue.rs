@@ -246,6 +246,11 @@ impl Queue {
         pause + Duration::from_micros(entropy.below(jitter))
     }
 
+    /// Forgets a running key that another replica works on; answers its outbox places, which stay that one's to acknowledge.
+    pub fn pass_on(&self, key: &str) -> Vec<i64> {
+        self.state.lock().entries.remove(key).map(|e| e.seqs).unwrap_or_default()
+    }
+
     /// When the next key is due; `None` where none waits.
     pub fn next_due(&self) -> Option<Instant> {
         self.state.lock().due.first().map(|(due, _)| *due)

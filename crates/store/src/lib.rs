@@ -9,6 +9,7 @@
 //!
 //! Start reading at [`Tx`] (what a closure can do), then [`Query`], then `sqlite.rs` and `postgres.rs`.
 
+mod dump;
 mod gate;
 mod lease;
 mod migrate;
@@ -16,7 +17,9 @@ mod outbox;
 mod postgres;
 mod query;
 mod resource;
+mod share;
 mod sqlite;
+mod tls;
 mod tx;
 mod value;
 
@@ -27,12 +30,14 @@ use std::time::Instant;
 
 use base::{Clock, Entropy, Error, Result};
 
+pub use dump::{Content, Counted};
 pub use gate::{Fate, Gate};
 pub use lease::Lease;
-pub use migrate::{Migration, Schema, Step};
+pub use migrate::{Backfill, Migration, Pending, Schema, Step, StepKind};
 pub use outbox::{Subscription, Waiting, Wake};
 pub use query::{Order, Query};
 pub use resource::{ColumnKind, Meta, Resource, UniqueViolation, kind_of, unique_violation};
+pub use share::{Fence, Replica, Shares, fenced, shard_lease};
 pub use tx::Tx;
 pub use value::Value;
 
@@ -93,6 +98,26 @@ impl Store {
         } else {
             Err(Error::bad_request("The database URL begins with sqlite:// or postgresql://."))
         }
+    }
+
+    /// Opens what is there without bringing its schema up to date: to look at it, or to fill it with [`Store::load`].
+    /// A SQLite file is made where there is none and `make` says so.
+    ///
+    /// # Errors
+    /// An URL of another kind, or a database that cannot be opened.
+    pub async fn peek(url: &str, clock: Arc<dyn Clock>, entropy: Entropy, make: bool) -> Result<Self> {
+        let outbox = Arc::new(outbox::Outbox::default());
+        let engine = if let Some(path) = url.strip_prefix("sqlite://") {
+            let path = Path::new(path);
+            if !make && !path.exists() {
+                return Err(Error::not_found(format!("There is no database in {}.", path.display())));
+            }
+            Engine::Sqlite(Box::new(sqlite::Sqlite::file(path, clock.clone(), outbox.clone())?))
+        } else {
+            let origin = entropy.uuid().to_string();
+            Engine::Postgres(postgres::Postgres::connect(url, origin, clock.clone(), outbox.clone()).await?)
+        };
+        Ok(Store(Arc::new(Inner { engine, clock, entropy, outbox }), None))
     }
 
     /// A SQLite file: WAL, every commit on disk.
@@ -210,6 +235,14 @@ impl Store {
 
     async fn attempts<T: Send + 'static>(&self, work: Work<T>) -> Result<T> {
         let (began, mut attempt) = (Instant::now(), 0);
+        let (fence, behind) = (share::fence(), self.0.outbox.behind());
+        let work: Work<T> = Arc::new(move |tx| {
+            tx.keep_unknown(behind);
+            if let Some(fence) = &fence {
+                tx.check_fence(fence)?;
+            }
+            work(tx)
+        });
         loop {
             let ended = match &self.0.engine {
                 Engine::Sqlite(sqlite) => match sqlite.write(work.clone()).await {

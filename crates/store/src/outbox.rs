@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use base::{Error, Result};
 use parking_lot::Mutex;
@@ -81,6 +81,10 @@ pub(crate) struct Outbox {
     subscribers: Mutex<BTreeMap<&'static str, Vec<Subscriber>>>,
     /// Delivered and not yet acknowledged: a poll does not deliver them again.
     delivered: Mutex<BTreeMap<i64, &'static str>>,
+    /// The newest migration this program knows, by service.
+    known: Mutex<BTreeMap<&'static str, u32>>,
+    /// The database has migrations that this program does not know.
+    behind: AtomicBool,
 }
 
 impl Outbox {
@@ -97,6 +101,36 @@ impl Outbox {
         }
         of_kind.push(subscriber);
         Subscription { receiver, waiting, given: false }
+    }
+
+    /// Notes the newest migration of a service that this program knows.
+    pub fn knows(&self, service: &'static str, newest: u32) {
+        self.known.lock().insert(service, newest);
+    }
+
+    /// Notes the newest migrations of the database.
+    pub fn newest(&self, all: impl Iterator<Item = (String, i64)>) {
+        let known = self.known.lock();
+        for (service, number) in all {
+            if known.get(service.as_str()).is_some_and(|n| number > i64::from(*n))
+                && !self.behind.swap(true, Ordering::SeqCst)
+            {
+                tracing::warn!(
+                    service,
+                    number,
+                    "a newer server changed the schema; fields unknown here are kept"
+                );
+            }
+        }
+    }
+
+    pub fn notice(&self, applied: &[crate::migrate::Applied]) {
+        self.newest(applied.iter().map(|a| (a.service.clone(), i64::from(a.number))));
+    }
+
+    /// Whether rows may have fields that this program does not know.
+    pub fn behind(&self) -> bool {
+        self.behind.load(Ordering::SeqCst)
     }
 
     pub fn kinds(&self) -> Vec<&'static str> {
@@ -121,6 +155,18 @@ impl Outbox {
                 let _ = subscriber.sender.send(wake.clone());
             }
         }
+    }
+
+    /// What is delivered and not acknowledged.
+    pub fn given(&self) -> Vec<i64> {
+        self.delivered.lock().keys().copied().collect()
+    }
+
+    /// Forgets what had been delivered before the outbox was read, and is not in it any more: others acknowledged it.
+    pub fn prune(&self, before: &[i64], found: &[Wake]) {
+        let found: std::collections::HashSet<i64> = found.iter().map(|w| w.seq).collect();
+        let gone: Vec<i64> = before.iter().copied().filter(|seq| !found.contains(seq)).collect();
+        self.forget(&gone);
     }
 
     fn forget(&self, seqs: &[i64]) {
@@ -182,6 +228,12 @@ impl crate::Store {
                 .collect())
         })
         .await
+    }
+
+    /// Gives wake-ups back that others shall work on: should they still be there when the outbox is read next, they are
+    /// delivered here again.
+    pub fn give_back(&self, seqs: &[i64]) {
+        self.0.outbox.forget(seqs);
     }
 
     /// Tells that these wake-ups were worked on; they will not come again.

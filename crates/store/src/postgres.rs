@@ -11,9 +11,10 @@ use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
-use tokio_postgres::{AsyncMessage, NoTls, Row};
+use tokio_postgres::{AsyncMessage, Row};
 
 use crate::outbox::{Outbox, Wake};
+use crate::tls::Tls;
 use crate::tx::{Connection, Failure, Tx};
 use crate::value::Value;
 use crate::{Ended, Work};
@@ -22,7 +23,9 @@ use crate::{Ended, Work};
 const CONNECTIONS: usize = 16;
 
 /// Time between polls of the outbox, where notifications are lost.
-const POLL: Duration = Duration::from_secs(5);
+pub(crate) const POLL: Duration = Duration::from_secs(5);
+/// How long a server waits for another that changes the schema.
+const MIGRATING: Duration = Duration::from_secs(600);
 /// Pause before a broken listener connects again.
 const RECONNECT: Duration = Duration::from_secs(1);
 
@@ -45,12 +48,11 @@ impl Postgres {
         clock: Arc<dyn Clock>,
         outbox: Arc<Outbox>,
     ) -> Result<Self> {
-        let mut config: tokio_postgres::Config =
-            url.parse().map_err(|_| Error::bad_request("The PostgreSQL URL is not valid."))?;
+        let (mut config, tls) = crate::tls::read(url)?;
         config.application_name("allod").connect_timeout(Duration::from_secs(10));
         let manager = Manager::from_config(
             config.clone(),
-            NoTls,
+            tls.clone(),
             ManagerConfig { recycling_method: RecyclingMethod::Fast },
         );
         let pool = Pool::builder(manager)
@@ -61,8 +63,40 @@ impl Postgres {
             .build()
             .map_err(unavailable)?;
         let origin: Arc<str> = origin.into();
-        tokio::spawn(listen(config, origin.clone(), Arc::downgrade(&outbox), pool.clone()));
+        tokio::spawn(listen((config, tls), origin.clone(), Arc::downgrade(&outbox), pool.clone()));
         Ok(Postgres { pool, origin, clock, outbox })
+    }
+
+    /// Waits until no other process migrates; nobody else does while the answer is kept. It is a session's lock that is
+    /// asked for again and again: one that waited would hold a snapshot, which `CREATE INDEX CONCURRENTLY` waits for.
+    pub async fn alone_here(&self) -> Result<deadpool_postgres::ClientWrapper> {
+        let client = self.pool.get().await.map_err(unavailable)?;
+        // Out of the pool: the lock ends with the connection.
+        let client = deadpool_postgres::Object::take(client);
+        let deadline = tokio::time::Instant::now() + MIGRATING;
+        loop {
+            let asked = client.query_one("SELECT pg_try_advisory_lock(7236591035)", &[]).await;
+            if asked.map_err(unavailable)?.get::<_, bool>(0) {
+                return Ok(client);
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(Error::unavailable("Another server has been changing the schema for too long."));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Runs a statement that PostgreSQL wants outside of a transaction, or that must not wait long for a lock.
+    pub async fn alone(&self, sql: &str) -> Result<()> {
+        let client = self.pool.get().await.map_err(unavailable)?;
+        let done = client.batch_execute(sql).await;
+        done.map_err(|error| match error.code() {
+            Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
+                Error::retry("The table is locked.").caused_by(error)
+            }
+            Some(_) => Error::internal(error),
+            None => unavailable(error),
+        })
     }
 
     pub async fn run<T: Send + 'static>(&self, work: Work<T>, writable: bool) -> Ended<T> {
@@ -90,7 +124,7 @@ impl Postgres {
 }
 
 /// Listens for other replicas' wake-ups; on every notification reads what is new. Ends with the store.
-async fn listen(config: tokio_postgres::Config, origin: Arc<str>, outbox: Weak<Outbox>, pool: Pool) {
+async fn listen(config: (tokio_postgres::Config, Tls), origin: Arc<str>, outbox: Weak<Outbox>, pool: Pool) {
     while outbox.strong_count() > 0 {
         if let Err(error) = listen_once(&config, &origin, &outbox, &pool).await {
             tracing::warn!(error = %error.chain(), "not listening for other replicas' wake-ups; trying again");
@@ -100,12 +134,12 @@ async fn listen(config: tokio_postgres::Config, origin: Arc<str>, outbox: Weak<O
 }
 
 async fn listen_once(
-    config: &tokio_postgres::Config,
+    (config, tls): &(tokio_postgres::Config, Tls),
     origin: &str,
     outbox: &Weak<Outbox>,
     pool: &Pool,
 ) -> Result<()> {
-    let (client, mut connection) = config.connect(NoTls).await.map_err(unavailable)?;
+    let (client, mut connection) = config.connect(tls.clone()).await.map_err(unavailable)?;
     let mut messages = futures::stream::poll_fn(move |cx| connection.poll_message(cx));
     let (sender, mut notified) = tokio::sync::mpsc::channel::<()>(1);
     let own = origin.to_owned();
@@ -130,11 +164,16 @@ async fn listen_once(
 }
 
 async fn poll(pool: &Pool, outbox: &Outbox) -> Result<()> {
+    let client = pool.get().await.map_err(unavailable)?;
+    let newest = "SELECT service, MAX(number) FROM allod_migrations GROUP BY service";
+    if let Ok(rows) = client.query(newest, &[]).await {
+        outbox.newest(rows.iter().map(|r| (r.get::<_, String>(0), r.get::<_, i64>(1))));
+    }
     let kinds = outbox.kinds();
     if kinds.is_empty() {
         return Ok(());
     }
-    let client = pool.get().await.map_err(unavailable)?;
+    let before = outbox.given();
     let sql = "SELECT seq, kind, object FROM allod_outbox WHERE kind = ANY($1) ORDER BY seq";
     let statement = match client.prepare_cached(sql).await {
         Ok(statement) => statement,
@@ -147,7 +186,9 @@ async fn poll(pool: &Pool, outbox: &Outbox) -> Result<()> {
         let kind = kinds.iter().copied().find(|k| *k == row.get::<_, &str>(1))?;
         Some(Wake { kind, seq: row.get(0), key: row.get(2) })
     });
-    outbox.deliver(wakes.collect());
+    let wakes: Vec<Wake> = wakes.collect();
+    outbox.prune(&before, &wakes);
+    outbox.deliver(wakes);
     Ok(())
 }
 
@@ -227,7 +268,9 @@ impl Session {
         };
         match told.code() {
             &SqlState::UNIQUE_VIOLATION => Failure::Unique(told.constraint().unwrap_or_default().to_owned()),
-            &SqlState::T_R_SERIALIZATION_FAILURE | &SqlState::T_R_DEADLOCK_DETECTED => {
+            &SqlState::T_R_SERIALIZATION_FAILURE
+            | &SqlState::T_R_DEADLOCK_DETECTED
+            | &SqlState::LOCK_NOT_AVAILABLE => {
                 self.again = Some(Again::Conflict(told.message().to_owned()));
                 Failure::Retry(error.to_string())
             }

@@ -195,6 +195,19 @@ impl Sql {
         Sql { text: text.into(), params: Vec::new(), postgres }
     }
 
+    /// `text` with a parameter at every question mark.
+    pub fn of(postgres: bool, text: &str, params: impl IntoIterator<Item = Value>) -> Self {
+        let mut sql = Sql::new("", postgres);
+        let mut params = params.into_iter();
+        for (i, part) in text.split('?').enumerate() {
+            if i > 0 {
+                sql.bind(params.next().unwrap_or(Value::Null));
+            }
+            sql.push(part);
+        }
+        sql
+    }
+
     pub fn push(&mut self, text: &str) -> &mut Self {
         self.text.push_str(text);
         self

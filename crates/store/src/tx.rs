@@ -51,6 +51,8 @@ pub struct Tx<'a> {
     pub(crate) wakes: Vec<Wake>,
     /// A unique index refused a write: what refused it may be invisible to this snapshot and visible to the next.
     pub(crate) violated: bool,
+    /// Rows may have fields that this program does not know: they are kept.
+    behind: bool,
 }
 
 /// A compare-and-set that met another revision. A transaction reads its own snapshot, so the copy came from outside it
@@ -72,7 +74,11 @@ pub(crate) fn is_stale(error: &Error) -> bool {
 
 impl<'a> Tx<'a> {
     pub(crate) fn new(connection: &'a mut dyn Connection, now: Timestamp, writable: bool) -> Self {
-        Tx { connection, now, writable, wakes: Vec::new(), violated: false }
+        Tx { connection, now, writable, wakes: Vec::new(), violated: false, behind: false }
+    }
+
+    pub(crate) fn keep_unknown(&mut self, behind: bool) {
+        self.behind = behind;
     }
 
     /// The transaction's moment.
@@ -264,7 +270,10 @@ impl<'a> Tx<'a> {
         self.may_write()?;
         let held = *resource.meta();
         let columns = R::columns();
-        let (body, values) = encode(resource, &columns)?;
+        let (mut body, values) = encode(resource, &columns)?;
+        if self.behind {
+            body = self.with_unknown::<R>(&resource.id().to_string(), body)?;
+        }
         let meta = crate::Meta {
             generation: held.generation + generations,
             revision: held.revision + 1,
@@ -293,6 +302,25 @@ impl<'a> Tx<'a> {
         }
         *resource.meta_mut() = meta;
         Ok(())
+    }
+
+    /// A body with the fields of the stored one that a newer program wrote.
+    fn with_unknown<R: Resource>(&mut self, id: &str, body: String) -> Result<String> {
+        let mut sql = self.sql(format!("SELECT body FROM {} WHERE id = ", ident(R::TABLE)));
+        sql.bind(Value::Text(id.to_owned()));
+        let Some(held) = self.rows(&sql)?.into_iter().next().and_then(|r| r.into_iter().next()) else {
+            return Ok(body);
+        };
+        type Fields = serde_json::Map<String, serde_json::Value>;
+        let held: Fields = serde_json::from_str(&held.text()).map_err(Error::internal)?;
+        let unknown: Fields =
+            held.into_iter().filter(|(name, _)| !R::FIELDS.contains(&name.as_str())).collect();
+        if unknown.is_empty() {
+            return Ok(body);
+        }
+        let mut all: Fields = serde_json::from_str(&body).map_err(Error::internal)?;
+        all.extend(unknown);
+        serde_json::to_string(&all).map_err(Error::internal)
     }
 
     /// Deletes; `false` where there was nothing.

@@ -2,6 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
 
+mod api;
+mod moving;
+// The same server as the store's tests start.
+#[path = "../../../store/tests/it/postgres.rs"]
+#[allow(dead_code, clippy::expect_used, reason = "not every crate needs all of it")]
+mod postgres;
+mod replicas;
 mod telemetry;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +28,18 @@ impl World {
         let file = file.to_str().unwrap().to_owned();
         world.allod(&["up", "--listen", "127.0.0.1:0", "--sim-hosts", "2", "--detach", "--config", &file]);
         world
+    }
+
+    /// A directory without a cloud.
+    pub fn empty() -> Self {
+        World { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// Logs in.
+    pub async fn login(&self, user: &str) -> api::Api {
+        let secrets: serde_json::Value = serde_json::from_str(&self.read("secrets.json")).unwrap();
+        let http = client(&self.read("pki/ca.crt"));
+        api::Api::login(http, &self.url(), user, secrets[user].as_str().unwrap()).await.unwrap()
     }
 
     /// The state directory.
@@ -45,7 +64,8 @@ impl World {
         output
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    /// Runs the binary on this cloud.
+    pub fn run(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_allod"))
             .args(arguments)
             .env("ALLOD_STATE", self.state())
@@ -72,6 +92,14 @@ impl World {
         };
         reqwest::Client::builder().use_preconfigured_tls(tls).build().unwrap()
     }
+}
+
+/// An HTTP client that trusts one CA.
+pub fn client(ca: &str) -> reqwest::Client {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls_pemfile::certs(&mut ca.as_bytes()).next().unwrap().unwrap()).unwrap();
+    let tls = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    reqwest::Client::builder().use_preconfigured_tls(tls).build().unwrap()
 }
 
 impl Drop for World {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base::{Clock, Entropy, Error, Result, Timestamp};
 use parking_lot::Mutex;
-use reconcile::{Controller, Exclusive, Handle, Limits, Options, Outcome, Reconciler};
+use reconcile::{Controller, Handle, Limits, Options, Outcome, Owner, Reconciler, Sharing};
 use store::Store;
 use tokio::time::Instant;
 
@@ -268,43 +268,76 @@ async fn stopping_waits_for_running_ones_or_drops_them() {
     assert_eq!(slow.count("b"), 2, "dropped where it stood, so it came again");
 }
 
+fn member(name: &str) -> store::Replica {
+    let text = || name.to_owned();
+    store::Replica { id: text(), name: text(), address: String::new(), version: text() }
+}
+
 #[tokio::test(start_paused = true)]
-async fn one_replica_leads_and_another_takes_over() {
+async fn replicas_share_the_work_and_take_it_over() {
+    let ttl = Duration::from_secs(30);
     let store = memory().await;
-    let replica = |holder: &'static str| {
+    let replica = |name: &'static str| {
         let store = store.clone();
         async move {
             let task = Arc::new(Scripted::new("thing", |_, _| Ok(Outcome::Done)));
-            let exclusive =
-                Exclusive { name: "reconcile".into(), holder: holder.into(), ttl: Duration::from_secs(30) };
             let handle = Controller::new(store.clone(), store.clock().clone(), Entropy::seeded(1))
                 .add(task.clone(), Options::default())
-                .exclusive(exclusive)
+                .sharing(Some(Sharing { me: member(name), ttl }))
                 .start()
                 .await
                 .unwrap();
-            tokio::time::sleep(Duration::from_secs(1)).await;
             (task, handle)
         }
     };
+    let keys = |word: &'static str| (0..100).map(move |n| format!("{word}{n}")).collect::<Vec<_>>();
+    let wake_all = async |word: &'static str| {
+        for key in keys(word) {
+            wake(&store, "thing", &key).await;
+        }
+    };
+    let seconds = |n| tokio::time::sleep(Duration::from_secs(n));
     let (one, first) = replica("one").await;
     let (two, second) = replica("two").await;
-    wake(&store, "thing", "a").await;
-    tokio::time::sleep(Duration::from_secs(120)).await;
-    assert_eq!((one.count("a"), two.count("a")), (1, 0));
+    seconds(60).await;
+    assert_eq!((first.shards().held(), second.shards().held()), (16, 16));
+    wake_all("a").await;
+    seconds(30).await;
+    for key in keys("a") {
+        assert_eq!(one.count(&key) + two.count(&key), 1, "{key}");
+    }
+    let share = keys("a").iter().filter(|k| one.count(k) == 1).count();
+    assert!((20..80).contains(&share), "{share}");
+    let key = keys("a").into_iter().find(|k| one.count(k) == 1).unwrap();
+    assert_eq!(first.shards().owner(&key), Owner::Me);
+    assert_eq!(second.shards().owner(&key), Owner::Other(member("one")));
+    second.wake("thing", &key);
+    seconds(5).await;
+    assert_eq!((one.count(&key), two.count(&key)), (2, 0), "a hint finds its replica");
     first.stop().await;
-    wake(&store, "thing", "b").await;
-    tokio::time::sleep(Duration::from_secs(11)).await;
-    assert_eq!((one.count("b"), two.count("b")), (0, 1), "given back, so taken over at the next try");
-    // Somebody takes the lease and dies without a word: the third waits for it to run out.
-    second.stop().await;
-    store.lease("reconcile", "somebody else", Duration::from_secs(30)).await.unwrap().expect("given back");
-    let (three, _third) = replica("three").await;
-    wake(&store, "thing", "c").await;
-    tokio::time::sleep(Duration::from_secs(20)).await;
-    assert_eq!(three.count("c"), 0);
-    tokio::time::sleep(Duration::from_secs(20)).await;
-    assert_eq!(three.count("c"), 1);
+    wake_all("b").await;
+    seconds(25).await;
+    assert!(keys("b").iter().all(|k| two.count(k) == 1 && one.count(k) == 0), "given back, so taken over");
+    // Somebody takes half and dies without a word: it is taken over once the leases have run out.
+    let none = std::collections::BTreeSet::new();
+    let dead = member("ghost");
+    let ghost = || store.share("reconcile", &dead, reconcile::SHARDS, &none, ttl);
+    assert_eq!(ghost().await.unwrap().mine.len(), 0);
+    seconds(25).await;
+    let shares = ghost().await.unwrap();
+    assert_eq!(shares.mine.len(), 16, "{shares:?} {:?}", second.shards().held());
+    wake_all("c").await;
+    seconds(5).await;
+    let done = keys("c").iter().filter(|k| two.count(k) == 1).count();
+    assert!((20..80).contains(&done), "{done}");
+    seconds(60).await;
+    assert!(keys("c").iter().all(|k| two.count(k) == 1));
+    // It comes back: what it writes under its old token is refused.
+    let (shard, token) = shares.mine.first_key_value().unwrap();
+    let fence = store::Fence { name: store::shard_lease("reconcile", *shard), token: *token };
+    let late = store::fenced(fence, store.write(|tx| Ok(tx.wake("thing", "late")))).await;
+    assert_eq!(late.unwrap_err().kind(), base::Kind::Unavailable);
+    assert_eq!(two.count("late"), 0);
 }
 
 /// Whatever runs answer and whenever wake-ups come: each key runs after its last wake-up, and in the end nothing is left.

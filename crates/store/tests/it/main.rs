@@ -1,9 +1,12 @@
 //! The same suite on SQLite (file and memory) and on PostgreSQL.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod moving;
 mod places;
+#[allow(dead_code, reason = "other crates' tests start this server, too")]
 mod postgres;
 mod suite;
+mod tls;
 
 use std::sync::Arc;
 
@@ -83,6 +86,31 @@ on_every_place!(
     other_replicas_hear_of_wakes,
     lost_connections_are_made_again,
     overlong_values_are_bad_input_or_stored,
+);
+
+macro_rules! on_every_place_moving {
+    ($($test:ident),* $(,)?) => {
+        mod sqlite_moving {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $test() {
+                crate::moving::$test(crate::places::Place::sqlite()).await;
+            })*
+        }
+        mod postgresql_moving {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $test() {
+                crate::moving::$test(crate::places::Place::postgresql()).await;
+            })*
+        }
+    };
+}
+
+on_every_place_moving!(
+    everything_moves_to_the_other_engine_and_back,
+    a_dump_is_of_one_moment,
+    a_damaged_dump_and_a_full_database_are_refused,
+    an_older_server_works_on_and_keeps_what_it_does_not_know,
+    a_backfill_reaches_every_row_while_others_write,
+    pending_migrations_are_told_and_nothing_is_done,
+    shares_are_fair_and_a_late_replica_is_fenced,
 );
 
 async fn memory() -> Store {

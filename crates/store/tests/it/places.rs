@@ -34,11 +34,11 @@ impl Place {
         Store::open(&self.url, self.clock.clone(), entropy, schemas).await
     }
 
-    async fn store(&self) -> Store {
+    pub async fn store(&self) -> Store {
         self.open(SCHEMA).await.unwrap()
     }
 
-    fn is_postgres(&self) -> bool {
+    pub fn is_postgres(&self) -> bool {
         self.url.starts_with("postgres")
     }
 }
@@ -87,8 +87,10 @@ pub async fn wakes_survive_until_acknowledged(place: Place) {
 }
 
 pub async fn a_newer_database_is_refused(place: Place) {
-    const NEWER: &[Migration] =
-        &[Migration::new(1, "things", &[Step::table::<Thing>()]), Migration::new(2, "more", &[])];
+    const NEWER: &[Migration] = &[
+        Migration::new(1, "things", &[Step::table::<Thing>()]),
+        Migration::new(2, "less", &[Step::drop_index("things", "size")]),
+    ];
     drop(place.open(&[("test", NEWER)]).await.unwrap());
     let error = place.open(SCHEMA).await.err().expect("refused");
     assert!(
@@ -98,7 +100,7 @@ pub async fn a_newer_database_is_refused(place: Place) {
     drop(place.open(&[("other", &[])]).await.unwrap());
 }
 
-mod later {
+pub mod later {
     store::resource! {
         /// What `Thing` became: another column, another uniqueness.
         pub struct Thing, table "things", id base::NetworkId {

@@ -50,6 +50,74 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Stops the server as an operator would, and starts it again.
+    pub fn restart(&mut self) {
+        let cluster = self.cluster.as_ref().expect("a server of the test's own");
+        let mut child = cluster.child.lock().unwrap();
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        child.wait().unwrap();
+        *child = Cluster::spawn(cluster.dir.path(), &[]);
+        drop(child);
+        cluster.ready();
+    }
+
+    /// A server that is reached by TCP and TLS, with a certificate for `name`; answers also the CA's file and the port.
+    pub fn with_tls(name: &str) -> (Self, PathBuf, u16) {
+        let cluster = Cluster::prepare();
+        let dir = cluster.path().to_owned();
+        let file = |name: &str| dir.join(name).display().to_string();
+        let openssl = |args: &[&str]| {
+            let done = unprivileged(Path::new("openssl")).args(args).output().unwrap();
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        };
+        let (ca, ca_key, key, request, certificate) =
+            (file("ca.crt"), file("ca.key"), file("server.key"), file("server.csr"), file("server.crt"));
+        let new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+        openssl(
+            &[&["req", "-x509", "-subj", "/CN=ca", "-keyout", &ca_key, "-out", &ca], &new_key[..]].concat(),
+        );
+        openssl(&[&["req", "-subj", "/CN=pg", "-keyout", &key, "-out", &request], &new_key[..]].concat());
+        std::fs::write(dir.join("san"), format!("subjectAltName=DNS:{name}\n")).unwrap();
+        let san = file("san");
+        openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            &request,
+            "-CA",
+            &ca,
+            "-CAkey",
+            &ca_key,
+            "-CAcreateserial",
+            "-extfile",
+            &san,
+            "-out",
+            &certificate,
+        ]);
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let settings = [
+            "ssl=on".to_owned(),
+            "listen_addresses=127.0.0.1".to_owned(),
+            format!("port={port}"),
+            format!("ssl_cert_file={certificate}"),
+            format!("ssl_key_file={key}"),
+        ];
+        let settings: Vec<&str> = settings.iter().flat_map(|s| ["-c", s]).collect();
+        let child = Mutex::new(Cluster::spawn(&dir, &settings));
+        let cluster = Arc::new(Cluster { dir: cluster, child });
+        let url = format!("postgresql://postgres@127.0.0.1:{port}/postgres");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let up =
+            || Command::new(tool("psql")).args([&url, "-qc", "SELECT 1"]).output().unwrap().status.success();
+        while !up() {
+            assert!(std::time::Instant::now() < deadline, "PostgreSQL did not start");
+            std::thread::park_timeout(std::time::Duration::from_millis(50));
+        }
+        (Server { cluster: Some(cluster), url }, ca.into(), port)
+    }
+}
+
 impl Cluster {
     fn shared() -> Arc<Self> {
         let mut shared = SHARED.lock().unwrap();
@@ -62,6 +130,14 @@ impl Cluster {
     }
 
     fn start() -> Self {
+        let dir = Self::prepare();
+        let child = Mutex::new(Self::spawn(dir.path(), &[]));
+        let cluster = Cluster { dir, child };
+        cluster.ready();
+        cluster
+    }
+
+    fn prepare() -> tempfile::TempDir {
         let dir = tempfile::Builder::new().prefix("pg").tempdir_in("/tmp").unwrap();
         if is_root() {
             // PostgreSQL refuses to run as root.
@@ -78,12 +154,16 @@ impl Cluster {
         init.args(["-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C", "-D"]).arg(&data);
         let output = init.output().unwrap();
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-        let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let child = unprivileged(&tool("postgres"))
+        dir
+    }
+
+    fn spawn(dir: &Path, more: &[&str]) -> std::process::Child {
+        let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+        unprivileged(&tool("postgres"))
             .arg("-D")
-            .arg(&data)
+            .arg(dir.join("data"))
             .arg("-k")
-            .arg(dir.path())
+            .arg(dir)
             .args([
                 "-c",
                 "listen_addresses=",
@@ -94,17 +174,19 @@ impl Cluster {
                 "-c",
                 "shared_buffers=32MB",
             ])
+            .args(more)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .unwrap();
-        let cluster = Cluster { dir, child: Mutex::new(child) };
+            .unwrap()
+    }
+
+    fn ready(&self) {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while !cluster.answers() {
+        while !self.answers() {
             assert!(std::time::Instant::now() < deadline, "PostgreSQL did not start");
             std::thread::park_timeout(std::time::Duration::from_millis(20));
         }
-        cluster
     }
 
     fn answers(&self) -> bool {
