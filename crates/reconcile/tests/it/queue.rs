@@ -335,7 +335,14 @@ async fn replicas_share_the_work_and_take_it_over() {
     // It comes back: what it writes under its old token is refused.
     let (shard, token) = shares.mine.first_key_value().unwrap();
     let fence = store::Fence { name: store::shard_lease("reconcile", *shard), token: *token };
-    let late = store::fenced(fence, store.write(|tx| Ok(tx.wake("thing", "late")))).await;
+    let late = store::fenced(
+        fence,
+        store.write(|tx| {
+            tx.wake("thing", "late");
+            Ok(())
+        }),
+    )
+    .await;
     assert_eq!(late.unwrap_err().kind(), base::Kind::Unavailable);
     assert_eq!(two.count("late"), 0);
 }
