@@ -23,12 +23,12 @@ fn short() -> compute::Config {
 }
 
 impl World {
-    async fn evacuate(&self, id: &str) -> Answer {
+    pub async fn evacuate(&self, id: &str) -> Answer {
         let admin = self.client("admin:adm").at("compute 2.90");
         admin.post(&format!("/v2.1/servers/{id}/action"), json!({"evacuate": {}})).await
     }
 
-    async fn force(&self, host: usize, down: bool) {
+    pub async fn force(&self, host: usize, down: bool) {
         let admin = self.client("admin:adm").at("compute 2.90");
         let path = format!("/v2.1/os-services/{}", self.hosts[host].0);
         let _ = admin.put(&path, json!({"forced_down": down})).await.expect(200);

@@ -20,6 +20,7 @@ use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use store::Store;
+use tokio::sync::watch;
 
 /// Fails the next `n` calls.
 #[derive(Default)]
@@ -396,8 +397,34 @@ pub struct World {
     pub nudge: compute::Nudge,
     pub entropy: Entropy,
     handle: Mutex<Option<reconcile::Handle>>,
-    stop: tokio::sync::watch::Sender<bool>,
+    machines: Vec<(Machine, Mutex<watch::Sender<bool>>)>,
+    clock: Arc<dyn Clock>,
     _dir: tempfile::TempDir,
+}
+
+/// What an agent is started from, again and again.
+struct Machine {
+    id: HostId,
+    state_dir: std::path::PathBuf,
+    drivers: agent::Drivers,
+    gate: Arc<Gate>,
+    clock: Arc<dyn Clock>,
+    lease_clock: Option<Arc<dyn Clock>>,
+}
+
+impl Machine {
+    fn start(&self) -> (Arc<agent::Agent>, watch::Sender<bool>) {
+        let config = agent::Config { host: self.id, state_dir: self.state_dir.clone(), boot_id: "b".into() };
+        let (drivers, gate, clock) = (self.drivers.clone(), self.gate.clone(), self.clock.clone());
+        let agent = match &self.lease_clock {
+            Some(lease_clock) => agent::Agent::leased(config, drivers, gate, clock, lease_clock.clone()),
+            None => agent::Agent::new(config, drivers, gate, clock),
+        };
+        let agent = agent.unwrap();
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(agent.clone().run(stopped));
+        (agent, stop)
+    }
 }
 
 /// The way from an agent to the control plane; it can be cut.
@@ -451,16 +478,23 @@ impl World {
     }
 
     pub async fn with(count: u64, config: compute::Config, run: bool) -> Arc<Self> {
-        Self::make(count, config, run, false).await
+        Self::make(count, config, run, None, Arc::new(SystemClock)).await
     }
 
     /// Hosts with leases.
     pub async fn leased(count: u64, config: compute::Config) -> Arc<Self> {
-        Self::make(count, config, true, true).await
+        let clock = |_: u64| Arc::new(SystemClock) as Arc<dyn Clock>;
+        Self::make(count, config, true, Some(&clock), Arc::new(SystemClock)).await
     }
 
-    async fn make(count: u64, config: compute::Config, run: bool, leased: bool) -> Arc<Self> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    /// `leases`: the lease clock of each host, where hosts have leases.
+    pub async fn make(
+        count: u64,
+        config: compute::Config,
+        run: bool,
+        leases: Option<&(dyn Fn(u64) -> Arc<dyn Clock> + Sync)>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
         let entropy = Entropy::seeded(7);
         let store = Store::memory(
             clock.clone(),
@@ -494,11 +528,10 @@ impl World {
                 .unwrap();
         let network = nets.add("p1", "private");
         let image = images.add("mini");
-        let (stop, stopped) = tokio::sync::watch::channel(false);
         let dir = tempfile::tempdir().unwrap();
         let fabric = Arc::new(sim::SimNetwork::default());
         let access = Arc::new(Access::default());
-        let (mut hosts, mut gates) = (Vec::new(), Vec::new());
+        let (mut hosts, mut gates, mut machines) = (Vec::new(), Vec::new(), Vec::new());
         for n in 0..count {
             let profile =
                 sim::Profile { boot_ms: 0..=2, vcpus: 64, memory_mib: 256 * 1024, ..sim::Profile::default() };
@@ -510,19 +543,15 @@ impl World {
                 network: host.network.clone(),
                 images: host.images.clone(),
             };
-            let config =
-                agent::Config { host: id, state_dir: dir.path().join(format!("h{n}")), boot_id: "b".into() };
-            std::fs::create_dir_all(&config.state_dir).unwrap();
+            let state_dir = dir.path().join(format!("h{n}"));
+            std::fs::create_dir_all(&state_dir).unwrap();
             let gate = Arc::new(Gate { inner: state.clone(), cut: false.into() });
             gates.push(gate.clone());
-            let agent = if leased {
-                agent::Agent::leased(config, drivers, gate, clock.clone(), clock.clone())
-            } else {
-                agent::Agent::new(config, drivers, gate, clock.clone())
-            };
-            let agent = agent.unwrap();
-            access.0.lock().insert(id, agent.clone());
-            tokio::spawn(agent.run(stopped.clone()));
+            let lease_clock = leases.map(|clock| clock(n));
+            let machine = Machine { id, state_dir, drivers, gate, clock: clock.clone(), lease_clock };
+            let (agent, stop) = machine.start();
+            access.0.lock().insert(id, agent);
+            machines.push((machine, Mutex::new(stop)));
             hosts.push((id, host));
         }
         state.set_host_access(access);
@@ -535,12 +564,13 @@ impl World {
             vols,
             hosts,
             gates,
+            machines,
+            clock,
             network,
             image,
             nudge,
             entropy,
             handle: Mutex::new(None),
-            stop,
             _dir: dir,
         });
         if run {
@@ -558,9 +588,21 @@ impl World {
         world
     }
 
+    /// The agent of a host dies.
+    pub fn kill(&self, host: usize) {
+        self.machines[host].1.lock().send_replace(true);
+    }
+
+    /// Another one is started.
+    pub fn revive(&self, host: usize) {
+        self.kill(host);
+        let (machine, stop) = &self.machines[host];
+        *stop.lock() = machine.start().1;
+    }
+
     pub async fn start(&self) {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let mut controller = reconcile::Controller::new(self.store.clone(), clock, self.entropy.clone());
+        let (store, clock) = (self.store.clone(), self.clock.clone());
+        let mut controller = reconcile::Controller::new(store, clock, self.entropy.clone());
         for one in self.state.reconcilers() {
             let limits =
                 reconcile::Limits { first: Duration::from_millis(5), most: Duration::from_millis(50) };
@@ -639,6 +681,8 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.stop.send_replace(true);
+        for n in 0..self.machines.len() {
+            self.kill(n);
+        }
     }
 }
