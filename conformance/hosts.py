@@ -272,7 +272,12 @@ def loss(w):
     again = w.active(w.server('again', 'h2', w.admin.network.find_network('one')))
     fip = w.floating(again)
     until('a new guest on h2', lambda: w.ssh(fip, f'ping -c1 -W2 {w.fixed["a"]} >/dev/null && echo ok').strip() == 'ok', 120)
-    w.say('h2 carries guests again')
+    qemu = w.h2.guest(again.id)
+    guard = int(open_(f'/proc/{qemu}/stat').rpartition(') ')[2].split()[1])
+    if 'guest-guard' not in open_(f'/proc/{guard}/cmdline'): raise Failed(f'the parent of a guest is {open_(f"/proc/{guard}/cmdline")!r}')
+    os.kill(guard, signal.SIGKILL)
+    until('a guest dies with its guard', lambda: not w.h2.guest(again.id), 10)
+    w.say('h2 carries guests again; a guest does not outlive its guard')
 
 
 def removal(w):
