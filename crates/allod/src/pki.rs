@@ -2,13 +2,14 @@
 //! per host. ECDSA P-256; leaves live a year and are made anew when less than a third of it is left. Hosts that join keep
 //! their keys to themselves and have them certified for a shorter time.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use base::{HostId, Timestamp};
+use nix::fcntl::{Flock, FlockArg};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
@@ -40,6 +41,7 @@ impl Pki {
     pub fn open(dir: &Path, now: Timestamp) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let pki = Pki { dir: dir.to_owned(), now };
+        let _turn = pki.turn()?;
         if !pki.path("ca.key").exists() {
             if pki.path("ca.crt").exists() {
                 bail!("this machine joined a cloud whose server is elsewhere: ask there");
@@ -59,6 +61,12 @@ impl Pki {
         self.dir.join(name)
     }
 
+    /// Server and agent start at the same time: what one makes, the other must not make again.
+    fn turn(&self) -> Result<Flock<File>> {
+        let lock = File::options().create(true).truncate(false).write(true).open(self.path("lock"))?;
+        Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).context("cannot lock the PKI")
+    }
+
     /// The CA certificate in PEM.
     pub fn ca_pem(&self) -> Result<String> {
         fs::read_to_string(self.path("ca.crt")).context("cannot read ca.crt")
@@ -75,6 +83,7 @@ impl Pki {
     }
 
     fn leaf(&self, name: &str, sans: Vec<SanType>, usage: ExtendedKeyUsagePurpose) -> Result<()> {
+        let _turn = self.turn()?;
         let stamp = self.path(&format!("{name}.stamp"));
         let wanted = format!("{sans:?}");
         let held = fs::read_to_string(&stamp).unwrap_or_default();
