@@ -42,6 +42,9 @@ pub struct Simulate {
     /// Nothing breaks.
     #[arg(long)]
     no_faults: bool,
+    /// Guests go on without a lease: to see what fencing prevents.
+    #[arg(long)]
+    without_fencing: bool,
     /// Virtual seconds between two looks of the checker.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     check_every: u64,
@@ -128,6 +131,7 @@ fn one(args: &Simulate, profile: &Profile, script: Option<Script>, seed: u64) ->
         seed,
         minutes: args.minutes,
         script,
+        fenced: !args.without_fencing,
         check_every: args.check_every,
         trace: trace.map(|file| Box::new(BufWriter::new(file)) as Box<dyn Write + Send>),
         progress: shown.then(|| Box::new(progress) as fleet::run::Progress),

@@ -152,11 +152,11 @@ impl Checker {
             if view.now > last.plus_secs(60) || at < last.plus_secs(-10) {
                 continue;
             }
-            for guest in machine.guests.iter().filter(|g| hard::up(g.power)) {
-                let had = servers.get(&guest.id) == Some(&machine.id);
-                if had && !view.servers.iter().any(|s| s.id == guest.id) {
+            for guest in &machine.running {
+                let had = servers.get(guest) == Some(&machine.id);
+                if had && !view.servers.iter().any(|s| s.id == *guest) {
                     let text = format!("its row is gone and it runs on {}", machine.name);
-                    let subject = format!("server {}", guest.id);
+                    let subject = format!("server {guest}");
                     found.push(Violation { rule: "let-go-early", subject, text });
                 }
             }

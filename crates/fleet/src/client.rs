@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use axum::body::Body;
 use axum::http::Request;
 use parking_lot::Mutex;
@@ -129,7 +129,10 @@ impl Api {
             .header("x-auth-token", token)
             .header("content-type", kind);
         if path.starts_with("/compute") {
-            request = request.header("openstack-api-version", "compute 2.96");
+            // Since 2.95 an evacuated server waits for its owner to start it.
+            let old = body.is_some_and(|b| b.get("evacuate").is_some());
+            let version = if old { "compute 2.94" } else { "compute 2.96" };
+            request = request.header("openstack-api-version", version);
         } else if path.starts_with("/volume") {
             request = request.header("openstack-api-version", "volume 3.70");
         }
@@ -173,14 +176,13 @@ impl Api {
     ///
     /// # Errors
     /// Where that is refused.
-    pub async fn login(&self, user: &str, password: &str, project: &str) -> Result<String> {
+    pub async fn login(&self, user: &str, password: &str, project: &str) -> Result<Reply> {
         let domain = json!({"id": "default"});
         let body = json!({"auth": {
             "identity": {"methods": ["password"], "password": {
                 "user": {"name": user, "domain": domain, "password": password}}},
             "scope": {"project": {"name": project, "domain": domain}},
         }});
-        let reply = self.must("", "POST", "/identity/v3/auth/tokens", body).await?;
-        reply.token.context("a login without a token")
+        self.must("", "POST", "/identity/v3/auth/tokens", body).await
     }
 }

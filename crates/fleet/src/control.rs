@@ -141,8 +141,8 @@ pub struct Control {
     process: Mutex<Option<Process>>,
     starts: Mutex<u64>,
     transactions: Arc<(AtomicU64, AtomicU64)>,
-    /// Holds key and image files.
-    _directory: tempfile::TempDir,
+    /// Holds files of keys, images and leases.
+    directory: tempfile::TempDir,
 }
 
 impl Control {
@@ -171,7 +171,7 @@ impl Control {
             process: Mutex::default(),
             starts: Mutex::default(),
             transactions: Arc::default(),
-            _directory: directory,
+            directory,
         }))
     }
 
@@ -231,6 +231,16 @@ impl Control {
             demo: true,
         };
         cloud::populate(&self.current()?.cloud, &beginning).await
+    }
+
+    /// A directory for a machine's few files.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn directory(&self, machine: &str) -> std::io::Result<std::path::PathBuf> {
+        let path = self.directory.path().join(machine);
+        std::fs::create_dir_all(&path)?;
+        Ok(path)
     }
 
     /// Transactions so far that the servers asked for: reads and writes.

@@ -9,7 +9,9 @@ use std::time::Duration;
 use agent::Drivers;
 use async_trait::async_trait;
 use base::{Error, NetworkId, PortId, Result, ServerId, SnapshotId, VolumeId};
-use contract::drivers::{BlockDevice, BlockStorage, Guest, GuestPlan, HostNetwork, Hypervisor, ImageSource};
+use contract::drivers::{
+    BlockDevice, BlockStorage, Guest, GuestLease, GuestPlan, HostNetwork, Hypervisor, ImageSource,
+};
 use contract::host::{HostCapacity, ImageRef, MetadataPort, NicSpec, SnapshotSpec, VolumeSpec};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -92,6 +94,13 @@ impl Hypervisor for GuardedHypervisor {
     async fn ensure(&self, plan: &GuestPlan, start: bool) -> Result<Guest> {
         let call = self.0.machine.sim.hypervisor.ensure(plan, start);
         self.0.act(if start { "start" } else { "ensure" }, plan.spec.id, true, call).await
+    }
+    async fn lease(&self, lease: &GuestLease) -> Result<()> {
+        if !self.0.machine.fenced {
+            return Ok(());
+        }
+        let told = self.0.machine.sim.hypervisor.lease(lease);
+        self.0.act("lease", lease.servers.len(), false, told).await
     }
     async fn remove(&self, id: ServerId) -> Result<()> {
         self.0.act("remove", id, false, self.0.machine.sim.hypervisor.remove(id)).await

@@ -33,6 +33,10 @@ pub struct Machine {
     pub sim: SimHost,
     /// Its link to the server.
     pub wire: Wire,
+    /// Counts leases; nobody sets it.
+    pub lease_clock: Arc<VirtualClock>,
+    /// Its guests stand still without a lease. Switched off only to see that this is what keeps servers from running twice.
+    pub fenced: bool,
     /// Its clock.
     pub clock: Arc<VirtualClock>,
     /// Nothing can be written.
@@ -78,18 +82,20 @@ impl Machine {
         clock: &VirtualClock,
         fabric: Arc<SimNetwork>,
         trace: Trace,
-    ) -> Arc<Self> {
+    ) -> Self {
         // Everything of a host is drawn from its own stream, so that hosts do not change each other's luck.
         let dice = Entropy::seeded(seed.rotate_left(17) ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let name = format!("host-{number:04}");
         let sim = SimHost::new(&name, profile.drivers(), &dice, fabric);
-        Arc::new(Machine {
+        Machine {
             number,
             id: HostId::random(&dice),
             name,
             sim,
             wire: Wire::new(link, Entropy::seeded(dice.u64())),
             clock: clock.another(),
+            lease_clock: clock.another(),
+            fenced: true,
             disk_full: AtomicBool::new(false),
             disk_delay_ms: AtomicU64::new(0),
             die_at_ledger: AtomicBool::new(false),
@@ -100,7 +106,7 @@ impl Machine {
             boot: AtomicU64::new(1),
             trouble: Mutex::default(),
             running: Mutex::default(),
-        })
+        }
     }
 
     /// Starts an agent, unless one runs or something keeps it from running. Answers `false` where it must be tried again.
@@ -112,14 +118,16 @@ impl Machine {
         let dead = CancellationToken::new();
         let keeper = Arc::new(LedgerOf { machine: self.clone(), dead: dead.clone() });
         let Ok(ledger) = Ledger::kept_by(keeper) else { return false };
+        let Ok(directory) = control.directory(&self.name) else { return false };
         let config = agent::Config {
             host: self.id,
-            state_dir: format!("/sim/{}", self.name).into(),
+            state_dir: directory,
             boot_id: self.boot.load(Ordering::SeqCst).to_string(),
         };
         let drivers: Drivers = guarded(self, &dead);
         let link = Arc::new(AgentLink::new(self.clone(), control.clone(), dead.clone()));
-        let agent = Agent::with_ledger(config, drivers, link, self.clock.clone(), ledger, None);
+        let leases = Some(self.lease_clock.clone() as Arc<dyn Clock>);
+        let agent = Agent::with_ledger(config, drivers, link, self.clock.clone(), ledger, leases);
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(agent.clone().run(stopped));
         let over = dead.clone();

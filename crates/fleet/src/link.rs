@@ -149,6 +149,18 @@ impl ControlPlane for AgentLink {
         Ok(spec)
     }
 
+    async fn lease(&self, host: HostId, generation: u64) -> Result<Duration> {
+        self.alive()?;
+        self.machine.wire.carry().await?;
+        let server = self.control.current()?;
+        let term = self.ask(server.cloud.compute.lease(host, generation), &server.dead).await;
+        self.machine.wire.carry().await?;
+        self.alive()?;
+        let told = if term.is_ok() { "given" } else { "refused" };
+        self.machine.trace.event("lease", format_args!("{} {generation} {told}", self.machine.name));
+        term
+    }
+
     async fn report(&self, report: HostReport) -> Result<()> {
         self.alive()?;
         let again = self.machine.wire.again();

@@ -113,13 +113,22 @@ pub struct Workload {
     pub servers_per_host: u64,
     /// Seconds a client thinks between two calls, on average.
     pub think_s: f64,
+    /// Seconds, on average, after which an operator evacuates what is on hosts that are down; 0 = never.
+    pub evacuate_s: u64,
     /// How often each thing is done, in relation to the others.
     pub weights: Weights,
 }
 
 impl Default for Workload {
     fn default() -> Self {
-        Workload { tenants: 0, clients: 2, servers_per_host: 10, think_s: 6.0, weights: Weights::default() }
+        Workload {
+            tenants: 0,
+            clients: 2,
+            servers_per_host: 10,
+            think_s: 6.0,
+            evacuate_s: 60,
+            weights: Weights::default(),
+        }
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Options {
     pub minutes: u64,
     /// What breaks; `None`: drawn from the seed.
     pub script: Option<Script>,
+    /// Guests without a lease stand still. `false` only to see that nothing else keeps servers from running twice.
+    pub fenced: bool,
     /// Seconds of virtual time between two looks of the checker.
     pub check_every: u64,
     /// Where every event is written, if anywhere.
@@ -62,6 +64,7 @@ impl Options {
             seed,
             minutes: 60,
             script: None,
+            fenced: true,
             check_every: 60,
             trace: None,
             progress: None,
@@ -199,7 +202,9 @@ impl Run {
         for n in 0..options.hosts {
             let (kind, link) = (options.profile.kind(n), options.profile.link);
             let fabric = control.fabric.clone();
-            let machine = Machine::new(n, kind, link, options.seed, &clock, fabric, trace.clone());
+            let mut machine = Machine::new(n, kind, link, options.seed, &clock, fabric, trace.clone());
+            machine.fenced = options.fenced;
+            let machine = Arc::new(machine);
             let (starting, of) = (machine.clone(), control.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(starting.dice.below(STAGGER_MS))).await;

@@ -1,5 +1,6 @@
 //! Tenants: what they make, change and delete through the API, and what they may rely on.
 
+mod operator;
 mod ops;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,12 +61,17 @@ pub struct Tenant {
     pub project: String,
     /// What it made.
     pub owned: Mutex<Owned>,
-    credential: (String, String),
-    token: Mutex<(String, Option<Instant>)>,
+    account: Account,
     network: String,
     router: String,
     /// Servers it keeps.
     target: usize,
+}
+
+/// Who calls: an application credential, and a token of it.
+pub struct Account {
+    credential: String,
+    token: Mutex<(String, Option<Instant>)>,
 }
 
 /// What is the same for all tenants.
@@ -78,8 +84,8 @@ pub struct Common {
     pub image: String,
     /// The external network.
     pub external: String,
-    /// An administrator's token, of the beginning.
-    pub admin: String,
+    /// An administrator.
+    pub admin: Account,
 }
 
 /// All tenants and what they share.
@@ -97,7 +103,8 @@ impl Tenants {
     /// # Errors
     /// Where the cloud refuses.
     pub async fn prepare(control: &Arc<Control>, api: &Api, workload: &Workload, hosts: u64) -> Result<Self> {
-        let admin = api.login("admin", PASSWORD, "admin").await?;
+        let account = Account::make(api, "admin").await?;
+        let admin = account.token.lock().0.clone();
         let images = api.must(&admin, "GET", "/image/v2/images?name=mini", Value::Null).await?;
         let image = images.text("/images/0/id");
         let public = json!([{"op": "replace", "path": "/visibility", "value": "public"}]);
@@ -112,7 +119,7 @@ impl Tenants {
         let flavors = flavors.list("/flavors");
         let flavors: Vec<String> =
             flavors.iter().filter(small).filter_map(|f| f["id"].as_str()).map(str::to_owned).collect();
-        let common = Arc::new(Common { api: api.clone(), flavors, image, external, admin });
+        let common = Arc::new(Common { api: api.clone(), flavors, image, external, admin: account });
         let count = if workload.tenants > 0 { workload.tenants } else { hosts.div_ceil(10).clamp(1, 50) };
         let target = usize::try_from(workload.servers_per_host * hosts / count)?.max(1);
         let mut all = Vec::new();
@@ -142,6 +149,8 @@ impl Tenants {
                 clients.spawn(client.run(stop.clone()));
             }
         }
+        let dice = Entropy::seeded(seed ^ 0x6f70_6572_6174_6f72);
+        clients.spawn(operator::run(self.common.clone(), workload.evacuate_s, dice, stop.clone()));
         clients
     }
 }
@@ -149,22 +158,21 @@ impl Tenants {
 impl Tenant {
     async fn prepare(control: &Arc<Control>, common: &Common, name: &str, target: usize) -> Result<Self> {
         let api = &common.api;
+        let admin = common.admin.token.lock().0.clone();
         let identity = control.current()?.cloud.identity.clone();
         let project = identity.ensure_project(name, "").await?;
         let user = identity.ensure_user(name, PASSWORD, Some(&project)).await?;
         identity.ensure_assignment(&user, "member", &Place::Project(project.clone())).await?;
         let unlimited = json!({"quota_set": {"instances": -1, "cores": -1, "ram": -1}});
-        api.must(&common.admin, "PUT", &format!("/compute/v2.1/os-quota-sets/{project}"), unlimited).await?;
+        api.must(&admin, "PUT", &format!("/compute/v2.1/os-quota-sets/{project}"), unlimited).await?;
         let unlimited = json!({"quota": {"port": -1, "network": -1, "subnet": -1, "floatingip": -1,
             "security_group": -1, "security_group_rule": -1}});
-        api.must(&common.admin, "PUT", &format!("/network/v2.0/quotas/{project}"), unlimited).await?;
+        api.must(&admin, "PUT", &format!("/network/v2.0/quotas/{project}"), unlimited).await?;
         let unlimited = json!({"quota_set": {"volumes": -1, "gigabytes": -1, "snapshots": -1}});
         let path = format!("/volume/v3/os-quota-sets/{project}");
-        api.must(&common.admin, "PUT", &path, unlimited).await?;
-        let token = api.login(name, PASSWORD, name).await?;
-        let body = json!({"application_credential": {"name": "sim", "secret": PASSWORD}});
-        let path = format!("/identity/v3/users/{user}/application_credentials");
-        let credential = api.must(&token, "POST", &path, body).await?.text("/application_credential/id");
+        api.must(&admin, "PUT", &path, unlimited).await?;
+        let account = Account::make(api, name).await?;
+        let token = account.token.lock().0.clone();
         let net = json!({"network": {"name": format!("{name}-net")}});
         let network = api.must(&token, "POST", "/network/v2.0/networks", net).await?.text("/network/id");
         let subnet = json!({"subnet": {"network_id": network, "ip_version": 4, "cidr": "10.16.0.0/16"}});
@@ -178,12 +186,35 @@ impl Tenant {
             name: name.to_owned(),
             project: project.to_string(),
             owned: Mutex::default(),
-            credential: (credential, PASSWORD.to_owned()),
-            token: Mutex::new((token, Some(Instant::now()))),
+            account,
             network,
             router,
             target,
         })
+    }
+
+    async fn call(
+        &self,
+        api: &Api,
+        what: &str,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Reply, NoAnswer> {
+        self.account.call(api, what, method, path, body).await
+    }
+}
+
+impl Account {
+    /// Of the user and project of this name.
+    async fn make(api: &Api, name: &str) -> Result<Self> {
+        let login = api.login(name, PASSWORD, name).await?;
+        let token = login.token.context("a login without a token")?;
+        let user = login.body.pointer("/token/user/id").and_then(Value::as_str).unwrap_or_default();
+        let body = json!({"application_credential": {"name": "sim", "secret": PASSWORD}});
+        let path = format!("/identity/v3/users/{user}/application_credentials");
+        let credential = api.must(&token, "POST", &path, body).await?.text("/application_credential/id");
+        Ok(Account { credential, token: Mutex::new((token, Some(Instant::now()))) })
     }
 
     /// A token that is not old. Application credentials: their secret is checked in the caller's task.
@@ -194,9 +225,8 @@ impl Tenant {
                 return Ok(held.0.clone());
             }
         }
-        let (id, secret) = &self.credential;
         let body = json!({"auth": {"identity": {"methods": ["application_credential"],
-            "application_credential": {"id": id, "secret": secret}}}});
+            "application_credential": {"id": self.credential, "secret": PASSWORD}}}});
         let reply = api.call("login", "", "POST", "/identity/v3/auth/tokens", Some(&body)).await?;
         let Some(token) = reply.token else { return Err(NoAnswer) };
         *self.token.lock() = (token.clone(), Some(Instant::now()));

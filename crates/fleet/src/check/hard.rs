@@ -33,8 +33,8 @@ pub fn all(view: &View) -> Vec<Violation> {
 pub fn double_runs(view: &View) -> Vec<Violation> {
     let mut on: BTreeMap<_, Vec<&str>> = BTreeMap::new();
     for machine in &view.machines {
-        for guest in machine.guests.iter().filter(|g| up(g.power)) {
-            on.entry(guest.id).or_default().push(&machine.name);
+        for guest in &machine.running {
+            on.entry(*guest).or_default().push(&machine.name);
         }
     }
     on.into_iter()

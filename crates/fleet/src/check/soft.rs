@@ -50,13 +50,15 @@ fn servers(found: &mut Found<'_>) {
     }
     for server in &view.servers {
         let guest = server.host_id.and_then(|h| guests.get(&(h, server.id)).copied());
-        if let Some((rule, text)) = server_open(server, guest) {
+        let machine = server.host_id.and_then(|h| view.machine(h));
+        let runs = machine.is_some_and(|m| m.running.contains(&server.id));
+        if let Some((rule, text)) = server_open(server, guest, runs) {
             found.add(rule, format!("server {}", server.id), text, server.host_id);
         }
     }
 }
 
-fn server_open(server: &Server, guest: Option<&Guest>) -> Option<(&'static str, String)> {
+fn server_open(server: &Server, guest: Option<&Guest>, runs: bool) -> Option<(&'static str, String)> {
     let task = server.task.as_deref().unwrap_or("none");
     if server.deleting {
         return Some(("unconverged", "shall go and does not".into()));
@@ -70,7 +72,7 @@ fn server_open(server: &Server, guest: Option<&Guest>) -> Option<(&'static str, 
     }
     let power = guest.map(|g| g.power);
     let as_told = match server.vm_state {
-        VmState::Active => power == Some(PowerObserved::Running),
+        VmState::Active => power == Some(PowerObserved::Running) && runs,
         VmState::Stopped => matches!(power, None | Some(PowerObserved::Shutdown | PowerObserved::Crashed)),
         VmState::Paused => power == Some(PowerObserved::Paused),
         VmState::Suspended => power == Some(PowerObserved::Suspended),
@@ -79,7 +81,10 @@ fn server_open(server: &Server, guest: Option<&Guest>) -> Option<(&'static str, 
     if !as_told {
         return Some((
             "not-as-told",
-            format!("is told {} and its guest is {power:?}", server.vm_state.as_str()),
+            format!(
+                "is told {} and its guest is {power:?}, on the processor: {runs}",
+                server.vm_state.as_str()
+            ),
         ));
     }
     let moving = |s: DiskState| s != DiskState::Attached;

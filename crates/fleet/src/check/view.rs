@@ -1,10 +1,10 @@
 //! Everything at one moment: the database, the network backend, the machines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{HostId, PortId, Result, SnapshotId, VolumeId};
+use base::{Clock, HostId, PortId, Result, ServerId, SnapshotId, VolumeId};
 use compute::model as nova;
 use contract::drivers::Guest;
 use contract::net::{Item, Key};
@@ -28,6 +28,8 @@ pub struct MachineView {
     pub name: String,
     /// Guests on it.
     pub guests: Vec<Guest>,
+    /// Of these, those whose CPUs run now: with a lease.
+    pub running: BTreeSet<ServerId>,
     /// Volumes on it, with their sizes.
     pub volumes: Vec<(VolumeId, u64)>,
     /// Snapshots on it.
@@ -134,7 +136,7 @@ impl View {
         }
         view.failures = tenants.common.api.look(|calls| calls.failures.clone());
         view.troubled = troubled;
-        view.now = base::Clock::now(&*control.clock);
+        view.now = control.clock.now();
         Ok(view)
     }
 
@@ -176,6 +178,7 @@ impl MachineView {
             id: machine.id,
             name: machine.name.clone(),
             guests: machine.sim.hypervisor.guests(),
+            running: machine.sim.hypervisor.running(machine.lease_clock.now()),
             volumes: machine.sim.storage.volumes(),
             snapshots: machine.sim.storage.snapshots(),
             plugged: machine.sim.network.plugged(),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod fencing;
 mod hardship;
 mod mended;
 mod planted;

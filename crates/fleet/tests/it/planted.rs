@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base::{Entropy, PortId, ServerId, VolumeId};
 use compute::model::{Fault, Server, Usage, VmState};
-use contract::drivers::Guest;
+use contract::drivers::{Guest, GuestLease, Hypervisor};
 use contract::host::{PowerObserved, VolumeSource, VolumeSpec};
 use contract::net::{Key, NetworkBackend};
 use fleet::check::{Checker, View, Violation};
@@ -57,6 +57,13 @@ fn on_hosts() {
 
         let guest = view.machines[home].guests.iter().find(|g| g.id == server.id).unwrap().clone();
         run.machines[other].sim.hypervisor.plant(guest.clone());
+        assert!(
+            now(&run.view().await.unwrap()).iter().all(|v| v.rule != "double-run"),
+            "it has no lease there"
+        );
+        let servers = view.machines[other].running.iter().copied().chain([server.id]).collect();
+        let until = base::Timestamp(i64::MAX);
+        run.machines[other].sim.hypervisor.lease(&GuestLease { until, servers }).await.unwrap();
         expect(&run.view().await.unwrap(), "double-run", server.id);
         run.machines[other].sim.hypervisor.plant(Guest { power: PowerObserved::Shutdown, ..guest.clone() });
         assert!(now(&run.view().await.unwrap()).iter().all(|v| v.rule != "double-run"));
