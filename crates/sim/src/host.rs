@@ -99,6 +99,7 @@ impl SimHost {
             }),
             storage: Arc::new(SimStorage { state: Mutex::default(), chance: chance.clone() }),
             network: Arc::new(SimHostNetwork {
+                hostname: hostname.to_owned(),
                 ports: Mutex::default(),
                 metadata: Mutex::default(),
                 fabric: network,
@@ -346,6 +347,7 @@ impl SimStorage {
 
 /// A switch that only remembers which ports are plugged.
 pub struct SimHostNetwork {
+    hostname: String,
     ports: Mutex<BTreeSet<PortId>>,
     metadata: Mutex<BTreeSet<NetworkId>>,
     fabric: Arc<SimNetwork>,
@@ -361,7 +363,7 @@ impl SimHostNetwork {
     fn power_off(&self) {
         self.metadata.lock().clear();
         for port in std::mem::take(&mut *self.ports.lock()) {
-            self.fabric.unplugged(port);
+            self.fabric.unplugged(port, &self.hostname);
         }
     }
 }
@@ -371,7 +373,7 @@ impl HostNetwork for SimHostNetwork {
     async fn plug(&self, nic: &NicSpec) -> Result<String> {
         self.chance.fault("plug")?;
         self.ports.lock().insert(nic.port);
-        self.fabric.plugged(nic.port);
+        self.fabric.plugged(nic.port, &self.hostname);
         Ok(format!("tap{}", &nic.port.to_string()[..11]))
     }
 
@@ -382,7 +384,7 @@ impl HostNetwork for SimHostNetwork {
     async fn unplug(&self, port: PortId) -> Result<()> {
         self.chance.fault("unplug")?;
         self.ports.lock().remove(&port);
-        self.fabric.unplugged(port);
+        self.fabric.unplugged(port, &self.hostname);
         Ok(())
     }
 

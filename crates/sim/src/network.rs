@@ -11,7 +11,8 @@ use tokio::sync::broadcast;
 #[derive(Default)]
 struct State {
     items: BTreeMap<Key, Item>,
-    plugged: BTreeSet<PortId>,
+    /// Where ports are plugged: for a moment it may be two hosts, when a server was given to another.
+    plugged: BTreeSet<(PortId, String)>,
     hosts: BTreeMap<String, NetHost>,
     outage: bool,
 }
@@ -56,19 +57,25 @@ impl SimNetwork {
         let _ = self.events.send(NetEvent::HostsChanged);
     }
 
-    pub(crate) fn plugged(&self, port: PortId) {
-        let known = {
+    pub(crate) fn plugged(&self, port: PortId, host: &str) {
+        let up = {
             let mut state = self.state.lock();
-            state.plugged.insert(port);
-            state.items.contains_key(&Key::Port(port))
+            state.plugged.insert((port, host.to_owned()));
+            state.up(port)
         };
-        if known {
+        if up {
             let _ = self.events.send(NetEvent::PortUp(port));
         }
     }
 
-    pub(crate) fn unplugged(&self, port: PortId) {
-        if self.state.lock().plugged.remove(&port) {
+    pub(crate) fn unplugged(&self, port: PortId, host: &str) {
+        let down = {
+            let mut state = self.state.lock();
+            let was = state.up(port);
+            state.plugged.remove(&(port, host.to_owned()));
+            was && !state.up(port)
+        };
+        if down {
             let _ = self.events.send(NetEvent::PortDown(port));
         }
     }
@@ -94,7 +101,12 @@ impl State {
     fn up(&self, port: PortId) -> bool {
         match self.items.get(&Key::Port(port)) {
             Some(Item::Port(p)) if p.role == PortRole::RouterInterface => true,
-            Some(Item::Port(_)) => self.plugged.contains(&port),
+            // As on a real chassis: plugged elsewhere than where it is bound, nothing of it is installed.
+            Some(Item::Port(p)) => self
+                .plugged
+                .range((port, String::new())..)
+                .take_while(|(id, _)| *id == port)
+                .any(|(_, host)| p.host.as_ref().is_none_or(|bound| bound == host)),
             _ => false,
         }
     }
@@ -103,17 +115,23 @@ impl State {
 #[async_trait]
 impl NetworkBackend for SimNetwork {
     async fn apply(&self, item: &Item) -> Result<()> {
-        let up = {
+        let event = {
             let mut state = self.state.lock();
             state.available()?;
+            let Key::Port(port) = item.key() else {
+                state.put(item);
+                return Ok(());
+            };
+            let was = state.up(port);
             state.put(item);
-            match item.key() {
-                Key::Port(port) if state.up(port) => Some(port),
-                _ => None,
+            match (was, state.up(port)) {
+                (_, true) => Some(NetEvent::PortUp(port)),
+                (true, false) => Some(NetEvent::PortDown(port)),
+                (false, false) => None,
             }
         };
-        if let Some(port) = up {
-            let _ = self.events.send(NetEvent::PortUp(port));
+        if let Some(event) = event {
+            let _ = self.events.send(event);
         }
         Ok(())
     }

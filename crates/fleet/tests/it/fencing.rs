@@ -12,13 +12,13 @@ fn partitions(seed: u64) -> Options {
     let mut script = String::new();
     for host in 0..HOSTS {
         let mut at = 60 + dice.below(120);
-        while at < 1_100 {
+        while at < 560 {
             let lasts = 20 + dice.below(180);
             script += &format!("[[fault]]\nat = {at}\nfor = {lasts}\nkind = \"link_loss\"\nhost = {host}\n");
             at += lasts + dice.below(200);
         }
     }
-    let mut options = options(HOSTS, seed, 20, &script);
+    let mut options = options(HOSTS, seed, 11, &script);
     let workload = &mut options.profile.workload;
     (workload.think_s, workload.evacuate_s, workload.servers_per_host) = (3.0, 8, 5);
     options.check_every = 5;
