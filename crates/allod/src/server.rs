@@ -71,6 +71,9 @@ async fn assemble(state: &State, config: &Config, pki: &Pki) -> Result<(Cloud, O
     let entropy = Entropy::system();
     let url = config.database_url(state);
     let store = Store::open(&url, clock.clone(), entropy.clone(), cloud::SCHEMAS).await?;
+    if config.replica.shared_dir.is_none() && !store.replicas().await?.is_empty() {
+        anyhow::bail!("other servers work on this database: give this one their replica.shared_dir as well");
+    }
     let backend = network_backend(state, config);
     let replica = crate::shared::replica(config, pki)?;
     let here = backend.fleet.clone().filter(|_| replica.is_none());

@@ -37,6 +37,11 @@ impl Api {
         Ok(Api { http, url: url.to_owned(), token })
     }
 
+    /// The same caller at another address of the cloud.
+    pub fn at(&self, url: &str) -> Self {
+        Api { url: url.to_owned(), ..self.clone() }
+    }
+
     pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
         let method = method.parse().unwrap();
         let mut request = self

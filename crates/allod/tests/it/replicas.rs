@@ -207,6 +207,27 @@ async fn server_body(api: &Api) -> Value {
         "networks": [{"uuid": network}]}})
 }
 
+/// Whichever replica is asked, the one that works on the host acts, and soon.
+async fn every_replica_reaches_every_host(demo: &Api, backends: &[SocketAddr], body: &Value) {
+    for address in backends {
+        let api = demo.at(&format!("https://{address}"));
+        let made = api.make("/compute/v2.1/servers", body.clone()).await;
+        let path = format!("/compute/v2.1/servers/{}", made["server"]["id"].as_str().unwrap());
+        // Far less than the half minute that a host's question for news is held.
+        let active = async || api.get(&path).await["server"]["status"] == "ACTIVE";
+        until("a change made anywhere wakes the host", Duration::from_secs(15), active).await;
+        for other in backends {
+            let api = demo.at(&format!("https://{other}"));
+            let ask = json!({"os-getConsoleOutput": {"length": 5}});
+            let answer = api.call("POST", &format!("{path}/action"), Some(ask)).await;
+            assert!(matches!(answer, Answer::Told(200, _)), "{address} by {other}: {answer:?}");
+        }
+        let ask = json!({"console_log": {"server": made["server"]["id"], "length": 5}});
+        let answer = api.call("POST", "/agent/v1/ask", Some(ask)).await;
+        assert!(matches!(answer, Answer::Told(401, _)), "only replicas may ask: {answer:?}");
+    }
+}
+
 /// The errors of the moments around a restart of the database, and all others.
 fn split(errors: &[(Instant, String)], from: Instant, to: Instant) -> (usize, Vec<String>) {
     let (during, others): (Vec<_>, Vec<_>) = errors.iter().partition(|(at, _)| *at >= from && *at <= to);
@@ -257,7 +278,7 @@ async fn three_replicas_lose_nothing_whatever_falls() {
     let books = Arc::new(Books::default());
     let mut workers: Vec<_> =
         (0..2).map(|n| tokio::spawn(networks(demo.clone(), books.clone(), n))).collect();
-    workers.push(tokio::spawn(servers(demo.clone(), books.clone(), body)));
+    workers.push(tokio::spawn(servers(demo.clone(), books.clone(), body.clone())));
     let pause = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
     let begin = Instant::now();
     pause(3).await;
@@ -309,6 +330,8 @@ async fn three_replicas_lose_nothing_whatever_falls() {
         acknowledged.is_subset(&active) && active.len() == servers.len()
     };
     until("every server is active", Duration::from_secs(60), settled).await;
+    let addresses = backends.lock().clone();
+    every_replica_reaches_every_host(&demo, &addresses, &body).await;
     let held = ledgers(&agents.state);
     let all: BTreeSet<String> = held.iter().flatten().cloned().collect();
     assert_eq!(held.iter().map(BTreeSet::len).sum::<usize>(), all.len(), "no server on two hosts");
