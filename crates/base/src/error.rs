@@ -178,6 +178,22 @@ impl Error {
         self.code
     }
 
+    /// Whether asking again may succeed without anything being changed first: trouble of ours, a rate limit, or a transaction
+    /// that others were faster than again and again (told to callers as a conflict).
+    pub fn is_transient(&self) -> bool {
+        if self.kind.status() >= 500 || self.kind == Kind::TooManyRequests {
+            return true;
+        }
+        let mut next = self.source.as_ref().map(|s| s.as_ref() as &(dyn std::error::Error + 'static));
+        while let Some(cause) = next {
+            if cause.downcast_ref::<Error>().is_some_and(|e| e.kind == Kind::Retry) {
+                return true;
+            }
+            next = cause.source();
+        }
+        false
+    }
+
     /// The whole chain of causes, for the log only.
     pub fn chain(&self) -> String {
         let mut text = self.public.clone();
@@ -212,6 +228,16 @@ impl std::error::Error for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_succeed_later_is_told_from_what_may_not() {
+        assert!(Error::unavailable("away").is_transient());
+        assert!(
+            Error::conflict("others were faster").caused_by(Error::retry("serialisation")).is_transient()
+        );
+        assert!(!Error::conflict("name taken").is_transient());
+        assert!(!Error::bad_request("no").caused_by(Error::unavailable("away")).is_transient());
+    }
 
     #[test]
     fn display_hides_the_source_and_chain_shows_it() {

@@ -90,7 +90,7 @@ fn rebuilding(server: &Server) -> bool {
 
 /// Whether an error is a refusal that asking again does not change.
 fn refused(error: &Error) -> bool {
-    error.kind().status() < 500 && error.kind() != Kind::TooManyRequests
+    !error.is_transient()
 }
 
 impl State {

@@ -94,7 +94,7 @@ impl Images {
         let received = Received { size: upload.size, md5, sha512 };
         match commit(&self.0, image, incoming, received).await {
             Ok(()) => Ok(()),
-            Err(error) if error.kind().status() < 500 => {
+            Err(error) if !error.is_transient() => {
                 tracing::info!(image = %image.id, error = %error.chain(), "import failed");
                 abandon(&self.0, image.id, &upload.token, Some(error.public().to_owned())).await
             }
