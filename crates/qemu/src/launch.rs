@@ -190,7 +190,18 @@ pub(crate) async fn start(
     if config.guard.is_none() {
         return Ok(process);
     }
-    let guarded = crate::Qmp::connect(socket).await.ok().and_then(|qmp| qmp.peer()).and_then(Process::find);
+    // The socket is there a moment before QEMU listens on it.
+    let find = async {
+        while process.alive() {
+            let peer = crate::Qmp::connect(socket).await.ok().and_then(|qmp| qmp.peer());
+            if let Some(guarded) = peer.and_then(Process::find) {
+                return Some(guarded);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        None
+    };
+    let guarded = tokio::time::timeout(START, find).await.ok().flatten();
     match guarded {
         Some(guarded) => Ok(guarded),
         None => {
