@@ -275,6 +275,11 @@ impl Control {
         server.dead.cancel();
         *self.process.lock() = None;
         self.trace.event("server", "is dead");
-        server.cloud.handle.stop_within(Duration::ZERO).await;
+        // How many milliseconds that takes depends on the order in which tokio wakes what waits for the stop, so it is given
+        // a second whatever it takes: else a seed does not replay.
+        tokio::join!(
+            server.cloud.handle.stop_within(Duration::ZERO),
+            tokio::time::sleep(Duration::from_secs(1))
+        );
     }
 }
