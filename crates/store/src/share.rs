@@ -203,12 +203,11 @@ fn share(
             }
         } else if give_up.contains(shard) {
             tx.execute("UPDATE allod_leases SET expires_at = 0 WHERE name = ?", [name])?;
-        } else {
-            // After its end it may have been another's in between: a new token all the same.
-            let token = token + u64::from(*over);
-            renew(tx, name, &me.id, token, until.clone())?;
-            shares.mine.insert(*shard, token);
+        } else if !over {
+            renew(tx, name, &me.id, *token, until.clone())?;
+            shares.mine.insert(*shard, *token);
         }
+        // One of ours that is over is as free as any: it was given up, or may have been another's in between.
     }
     let fair = fair_part(&shares.replicas, &me.id, count);
     for shard in 0..count {
