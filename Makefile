@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test fleet bench clean build docs
+.PHONY: up down test fleet bench storm clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -32,6 +32,13 @@ bench: ## figures against the recorded peer (docs/benchmarks.md)
 	scripts/setup build run test
 	cargo build --release --locked -p allod
 	bench/run $(RELEASE)
+
+SERVERS ?= 50000
+DATABASE ?= sqlite
+storm: ## a boot storm: SERVERS servers on HOSTS simulated hosts, then a restart with all of them (docs/benchmarks.md)
+	scripts/setup build run test
+	cargo build --release --locked -p allod
+	bench/storm.py $(RELEASE) --hosts $(HOSTS) --servers $(SERVERS) --database $(DATABASE) --out bench
 
 clean:
 	cargo clean

@@ -46,7 +46,11 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     let names: Vec<String> =
         config.names.iter().filter(|n| n.parse::<std::net::IpAddr>().is_err()).cloned().collect();
     let tls = pki.server_config(&addresses, &names)?;
-    let router = cloud.router.clone().merge(crate::status::routes(cloud.handle.clone(), metrics.clone()));
+    let router = cloud.router.clone().merge(crate::status::routes(
+        cloud.handle.clone(),
+        cloud.compute.clone(),
+        metrics.clone(),
+    ));
     let router = router.merge(crate::join::routes(state, cloud.compute.clone()));
     let serving = tokio::spawn(crate::listener::serve(listener, tls, router, stopped));
     tokio::spawn(cloud.identity.clone().housekeeping());
@@ -156,6 +160,19 @@ fn network_backend(state: &State, config: &Config) -> Backend {
     }
 }
 
+/// The ledger of a simulated host lasts as long as its guests do: no longer than this process.
+struct NoDisk;
+
+impl agent::ledger::Keeper for NoDisk {
+    fn load(&self) -> base::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    fn save(&self, _bytes: &[u8]) -> base::Result<()> {
+        Ok(())
+    }
+}
+
 /// Agents on simulated drivers, in this process, joined to the control plane without a network in between.
 fn simulate(
     state: &State,
@@ -178,7 +195,9 @@ fn simulate(
         let id = HostId::random(&entropy);
         let config =
             agent::Config { host: id, state_dir: state.path(&format!("sim/{n}")), boot_id: "sim".into() };
-        let agent = agent::Agent::new(config, drivers, cloud.compute.clone(), Arc::new(SystemClock))?;
+        let ledger = agent::ledger::Ledger::kept_by(Arc::new(NoDisk))?;
+        let clock = Arc::new(SystemClock);
+        let agent = agent::Agent::with_ledger(config, drivers, cloud.compute.clone(), clock, ledger, None);
         fleet.agents.write().insert(id, agent.clone());
         tokio::spawn(agent.run(stop.clone()));
     }

@@ -18,7 +18,7 @@ pub use show::{json, show};
 use crate::telemetry::Metrics;
 
 /// The server's routes.
-pub fn routes(handle: Handle, metrics: Metrics) -> Router {
+pub fn routes(handle: Handle, compute: Arc<compute::State>, metrics: Metrics) -> Router {
     let of_metrics = handle.clone();
     let tasks = move |peer: Option<Extension<Peer>>| async move {
         match peer {
@@ -26,7 +26,10 @@ pub fn routes(handle: Handle, metrics: Metrics) -> Router {
             None => refused(),
         }
     };
-    let collect = move || collect_tasks(&of_metrics);
+    let collect = move || {
+        collect_tasks(&of_metrics);
+        collect_hosts(&compute.census());
+    };
     Router::new().route("/v1/ops/tasks", get(tasks)).merge(metrics_route(metrics, collect))
 }
 
@@ -76,6 +79,16 @@ fn collect_tasks(handle: &Handle) {
         set("allod_reconcile_last_run_timestamp_seconds", &kind, task.last_run.map_or(0, seconds));
         let oldest = task.oldest_unconverged.map_or(0, |(_, since)| seconds(since));
         set("allod_reconcile_oldest_unconverged_timestamp_seconds", &kind, oldest);
+    }
+}
+
+/// What hosts told this server; a host that another replica serves is in that one's numbers.
+fn collect_hosts(census: &compute::Census) {
+    set("allod_hosts", &[("state", "up".into())], census.up as u64);
+    set("allod_hosts", &[("state", "down".into())], census.down as u64);
+    for power in contract::host::PowerObserved::ALL {
+        let count = census.guests.get(&power).copied().unwrap_or(0);
+        set("allod_guests", &[("power", power.name().to_owned())], count as u64);
     }
 }
 

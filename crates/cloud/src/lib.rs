@@ -244,9 +244,13 @@ pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
     let sharing = replica.as_ref().map(|r| r.sharing.clone());
     let mut controller = Controller::new(store.clone(), clock, entropy).sharing(sharing);
     let many = Options { workers: 32, ..Options::default() };
-    let reconcilers = [image.reconcilers(), volume.reconcilers(), compute.reconcilers()].concat();
-    for reconciler in reconcilers {
+    for reconciler in [image.reconcilers(), volume.reconcilers()].concat() {
         controller = controller.add(reconciler, many);
+    }
+    // Under load fewer runs with more keys each: they share transactions.
+    let together = Options { workers: 8, batch: 64, ..Options::default() };
+    for reconciler in compute.reconcilers() {
+        controller = controller.add(reconciler, together);
     }
     for (reconciler, options) in network::reconcilers(&network) {
         controller = controller.add(reconciler, options);

@@ -7,18 +7,18 @@ use std::time::Duration;
 use ::reconcile::{Outcome, Reconciler};
 use async_trait::async_trait;
 use base::{Error, HostId, ResourceProviderId, Result, ServerId, Timestamp};
-use contract::host::{HostCapacity, HostReport, HostSpec, ServerReport};
+use contract::host::{HostCapacity, HostReport, HostSpec, PowerObserved, ServerReport, ServerSpec};
 use contract::services::{ControlPlane, Inventory};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use store::Query;
+use store::{Query, Tx};
 use tokio::sync::watch;
 
 use crate::State;
-use crate::leases::{Given, fence_of, raise};
+use crate::leases::{Given, raise};
 use crate::logic::fold::server_spec;
 use crate::logic::state::{Change, apply_report};
-use crate::model::{DiskState, Host, JoinedHost, Server};
+use crate::model::{DiskState, Host, HostLease, JoinedHost, Server};
 
 /// How long an agent's question for a newer spec is held.
 const LONG_POLL: Duration = Duration::from_secs(30);
@@ -26,6 +26,9 @@ const LONG_POLL: Duration = Duration::from_secs(30);
 const SEEN_EVERY: i64 = 20;
 /// How often reports are looked at as if they were new, against changes that were missed.
 const FULL_EVERY: i64 = 60;
+
+/// Hosts that a sweep reads at once.
+const PAGE: usize = 64;
 
 /// What is in memory of one host; everything in it can be lost.
 struct Runtime {
@@ -47,6 +50,8 @@ struct Told {
     generation: u64,
     /// Its servers.
     servers: BTreeMap<ServerId, ServerReport>,
+    /// How many of them do what.
+    guests: BTreeMap<PowerObserved, usize>,
     /// Reports that have been applied to rows.
     applied: HashMap<ServerId, ServerReport>,
     /// When all were applied.
@@ -57,6 +62,17 @@ struct Told {
     waiting: BTreeSet<ServerId>,
     /// The newest lease that was given by this process.
     given: Option<Given>,
+}
+
+/// What hosts told this process lately.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Hosts that reported to this process lately.
+    pub up: usize,
+    /// Hosts that reported to this process once, and not lately.
+    pub down: usize,
+    /// Converged guests of the former by what they do.
+    pub guests: BTreeMap<PowerObserved, usize>,
 }
 
 /// All hosts in memory.
@@ -90,6 +106,26 @@ impl Hosts {
     /// Remembers a lease.
     pub(crate) fn give(&self, host: HostId, given: Given) {
         self.of(host).told.lock().given = Some(given);
+    }
+
+    /// Hosts that told of themselves since `since`, the others, and what guests of the former do.
+    pub(crate) fn census(&self, since: Timestamp) -> Census {
+        let mut census = Census::default();
+        for runtime in self.0.lock().values() {
+            let told = runtime.told.lock();
+            match told.seen {
+                Some(seen) if seen >= since => census.up += 1,
+                Some(_) => {
+                    census.down += 1;
+                    continue;
+                }
+                None => continue,
+            }
+            for (power, count) in &told.guests {
+                *census.guests.entry(*power).or_default() += count;
+            }
+        }
+        census
     }
 
     /// When the host last reported to this process.
@@ -141,84 +177,109 @@ impl State {
         !host.forced_down && self.clock.now() < seen.plus(self.config.down_after)
     }
 
-    /// The desired content of a host's spec, generation 0.
-    async fn content(&self, host: HostId) -> Result<HostSpec> {
-        let servers = self.store.read(move |tx| tx.list::<Server>(&Query::new().eq("host_id", host))).await?;
-        let mut spec = HostSpec {
-            host,
-            generation: 0,
-            servers: servers.iter().filter(|s| s.ready && !s.deleting).map(server_spec).collect(),
-            volumes: Vec::new(),
-            snapshots: Vec::new(),
-        };
-        for part in &self.deps.host_parts {
-            part.contribute(host, &mut spec).await?;
-        }
-        spec.servers.sort_unstable_by_key(|s| s.id);
-        spec.volumes.sort_unstable_by_key(|v| v.id);
-        spec.snapshots.sort_unstable_by_key(|s| s.id);
-        Ok(spec)
-    }
-
-    /// Folds a host's spec and hands it to its agent; answers whether it was new.
-    async fn fold(&self, id: HostId) -> Result<bool> {
-        let fence = self.store.read(move |tx| fence_of(tx, id)).await?;
-        // The row as it was before its content was read: should another replica fold meanwhile, this reading is too old.
-        let before = self.store.read(move |tx| Ok(tx.get::<Host>(&id)?.map(|h| h.spec_generation))).await?;
-        let mut spec = self.content(id).await?;
-        let runtime = self.hosts.of(id);
-        let held = runtime.spec.borrow().clone();
-        if let Some(held) = &held {
-            spec.generation = held.generation;
-            if **held == spec {
-                return Ok(false);
-            }
-            spec.generation = 0;
-        }
-        let text = serde_json::to_vec(&spec).map_err(Error::internal)?;
-        let hash = hex::encode(Sha256::digest(&text));
-        let generation = self
+    /// The desired content of hosts' specs, generation 0, with the rows it was read beside: one snapshot for all.
+    async fn contents(&self, hosts: &[HostId]) -> Result<Vec<Content>> {
+        let ids = hosts.to_vec();
+        // A server's spec follows from its generation: those that are held need not be read again.
+        let held: Vec<Arc<HostSpec>> =
+            hosts.iter().filter_map(|host| self.hosts.of(*host).spec.borrow().clone()).collect();
+        let known = held.clone();
+        let (rows, leases, here, changed) = self
             .store
-            .write(move |tx| {
-                let Some(mut host) = tx.get::<Host>(&id)? else { return Ok(None) };
-                if fence_of(tx, id)? != fence {
-                    // What was read may still have a server that was taken from the host meanwhile.
-                    return Err(Error::retry(format!(
-                        "servers were taken from host {id} while its spec was folded"
-                    )));
-                }
-                if Some(host.spec_generation) != before {
-                    return Err(Error::unavailable(format!(
-                        "the spec of host {id} was folded by another replica"
-                    )));
-                }
-                if host.spec_hash != hash {
-                    host.spec_generation += 1;
-                    host.spec_hash.clone_from(&hash);
-                    tx.update_status(&mut host)?;
-                }
-                Ok(Some(host.spec_generation))
+            .read(move |tx| {
+                let rows = tx.list::<Host>(&Query::new().is_in("id", &ids))?;
+                let leases = tx.list::<HostLease>(&Query::new().is_in("id", &ids))?;
+                let here = Query::new().is_in("host_id", &ids).eq("deleting", false);
+                let here = tx.versions::<Server>(&here)?;
+                let known: HashMap<String, u64> = known
+                    .iter()
+                    .flat_map(|spec| &spec.servers)
+                    .map(|s| (s.id.to_string(), s.generation))
+                    .collect();
+                let changed = here.iter().filter(|(id, v)| known.get(id) != Some(&v.generation));
+                let changed: Vec<String> = changed.map(|(id, _)| id.clone()).collect();
+                let changed = tx.list::<Server>(&Query::new().is_in("id", changed))?;
+                Ok((rows, leases, here, changed))
             })
             .await?;
-        let Some(generation) = generation else { return Ok(false) };
-        spec.generation = generation;
-        let leaving: Vec<ServerId> = {
-            let mut told = runtime.told.lock();
-            let gone = told
-                .leaving
-                .iter_mut()
-                .filter(|(id, since)| **since == u64::MAX && !spec.servers.iter().any(|s| s.id == **id));
-            gone.map(|(id, since)| {
-                *since = generation;
-                *id
-            })
-            .collect()
-        };
-        runtime.spec.send_replace(Some(Arc::new(spec)));
-        for server in leaving {
-            self.hint("server", server);
+        let mut specs: BTreeMap<HostId, HostSpec> =
+            hosts.iter().map(|host| (*host, HostSpec::empty(*host))).collect();
+        for server in changed.iter().filter(|s| s.ready && !s.deleting) {
+            if let Some(spec) = server.host_id.and_then(|host| specs.get_mut(&host)) {
+                spec.servers.push(server_spec(server));
+            }
         }
-        Ok(true)
+        let here: HashMap<String, u64> = here.into_iter().map(|(id, v)| (id, v.generation)).collect();
+        for held in &held {
+            let Some(spec) = specs.get_mut(&held.host) else { continue };
+            let same = |s: &&ServerSpec| here.get(&s.id.to_string()) == Some(&s.generation);
+            spec.servers.extend(held.servers.iter().filter(same).cloned());
+        }
+        let mut specs: Vec<HostSpec> = specs.into_values().collect();
+        for part in &self.deps.host_parts {
+            part.contribute(&mut specs).await?;
+        }
+        let content = |mut spec: HostSpec| {
+            spec.servers.sort_unstable_by_key(|s| s.id);
+            spec.volumes.sort_unstable_by_key(|v| v.id);
+            spec.snapshots.sort_unstable_by_key(|s| s.id);
+            let lease = leases.iter().find(|l| l.id == spec.host);
+            Content {
+                row: rows.iter().find(|r| r.id == spec.host).map(|r| r.spec_generation),
+                fence: lease.map_or(0, |l| l.fence),
+                spec,
+            }
+        };
+        Ok(specs.into_iter().map(content).collect())
+    }
+
+    /// Those of the contents that differ from what the agents hold.
+    fn changed(&self, contents: Vec<Content>) -> Vec<Content> {
+        let differs = |content: &mut Content| {
+            let Some(held) = self.hosts.of(content.spec.host).spec.borrow().clone() else { return true };
+            content.spec.generation = held.generation;
+            let differs = *held != content.spec;
+            content.spec.generation = 0;
+            differs
+        };
+        contents.into_iter().filter_map(|mut content| differs(&mut content).then_some(content)).collect()
+    }
+
+    /// Folds the specs of hosts and hands them to their agents.
+    async fn fold(&self, hosts: &[HostId]) -> Result<()> {
+        let changed = self.changed(self.contents(hosts).await?);
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let mut wanted = BTreeMap::new();
+        for content in &changed {
+            let text = serde_json::to_vec(&content.spec).map_err(Error::internal)?;
+            let hash = hex::encode(Sha256::digest(&text));
+            wanted.insert(content.spec.host, (content.row, content.fence, hash));
+        }
+        let generations = self.store.write(move |tx| number(tx, &wanted)).await?;
+        for Content { mut spec, .. } in changed {
+            let Some(generation) = generations.get(&spec.host) else { continue };
+            spec.generation = *generation;
+            let runtime = self.hosts.of(spec.host);
+            let leaving: Vec<ServerId> = {
+                let mut told = runtime.told.lock();
+                let gone = told
+                    .leaving
+                    .iter_mut()
+                    .filter(|(id, since)| **since == u64::MAX && !spec.servers.iter().any(|s| s.id == **id));
+                gone.map(|(id, since)| {
+                    *since = *generation;
+                    *id
+                })
+                .collect()
+            };
+            runtime.spec.send_replace(Some(Arc::new(spec)));
+            for server in leaving {
+                self.hint("server", server);
+            }
+        }
+        Ok(())
     }
 
     /// Makes the host's row and provider as the report says; answers whether the host is new.
@@ -318,8 +379,10 @@ impl State {
         let stock = |total: u64, reserved: u64, ratio: f64| Inventory {
             total,
             reserved: reserved.min(total),
-            allocation_ratio: ratio,
+            min_unit: 1,
             max_unit: total.max(1),
+            step_size: 1,
+            allocation_ratio: ratio,
         };
         let inventories = BTreeMap::from([
             ("VCPU".to_owned(), stock(u64::from(capacity.vcpus), 0, c.cpu_ratio)),
@@ -380,6 +443,47 @@ impl State {
     }
 }
 
+/// What a host's spec shall be, and what stood beside it when that was read.
+struct Content {
+    spec: HostSpec,
+    /// The generation of its row, where it has one. Should another replica fold meanwhile, this reading is too old.
+    row: Option<u64>,
+    /// Generation below which specs of the host were not to be trusted.
+    fence: u64,
+}
+
+/// Writes the hashes of specs and answers their generations; a spec that is the one written last keeps its own.
+fn number(
+    tx: &mut Tx<'_>,
+    wanted: &BTreeMap<HostId, (Option<u64>, u64, String)>,
+) -> Result<BTreeMap<HostId, u64>> {
+    let rows = tx.list::<Host>(&Query::new().is_in("id", wanted.keys()))?;
+    let leases = tx.list::<HostLease>(&Query::new().is_in("id", wanted.keys()))?;
+    let mut generations = BTreeMap::new();
+    let mut grown = Vec::new();
+    for mut host in rows {
+        let Some((before, fence, hash)) = wanted.get(&host.id) else { continue };
+        let id = host.id;
+        if leases.iter().find(|l| l.id == id).map_or(0, |l| l.fence) != *fence {
+            // What was read may still have a server that was taken from the host meanwhile.
+            return Err(Error::retry(format!("servers were taken from host {id} while its spec was folded")));
+        }
+        if Some(host.spec_generation) != *before {
+            return Err(Error::unavailable(format!("the spec of host {id} was folded by another replica")));
+        }
+        if host.spec_hash != *hash {
+            host.spec_generation += 1;
+            host.spec_hash.clone_from(hash);
+            generations.insert(id, host.spec_generation);
+            grown.push(host);
+        } else {
+            generations.insert(id, host.spec_generation);
+        }
+    }
+    tx.update_status_many(&mut grown)?;
+    Ok(generations)
+}
+
 /// Whether a server has interfaces or volumes under way.
 pub(crate) fn unfinished(server: &Server) -> bool {
     server.disks.iter().any(|d| d.state != DiskState::Attached)
@@ -426,6 +530,10 @@ impl ControlPlane for State {
             let mut told = runtime.told.lock();
             told.generation = report.generation;
             told.servers = report.servers.iter().map(|s| (s.id, s.clone())).collect();
+            told.guests.clear();
+            for power in report.servers.iter().filter(|s| s.converged).filter_map(|s| s.power) {
+                *told.guests.entry(power).or_default() += 1;
+            }
             let full = told.full.is_none_or(|f| now > f.plus_secs(FULL_EVERY));
             if full {
                 told.full = Some(now);
@@ -474,29 +582,28 @@ impl Reconciler for Folds {
 
     async fn reconcile(&self, key: &str) -> Result<Outcome> {
         if let Ok(id) = key.parse::<HostId>() {
-            self.0.fold(id).await?;
+            self.0.fold(&[id]).await?;
         }
         Ok(Outcome::Done)
+    }
+
+    async fn reconcile_many(&self, keys: &[String]) -> Vec<Result<Outcome>> {
+        let ids: Vec<HostId> = keys.iter().filter_map(|key| key.parse().ok()).collect();
+        if self.0.fold(&ids).await.is_ok() {
+            return keys.iter().map(|_| Ok(Outcome::Done)).collect();
+        }
+        // One of them is in the way of the others.
+        futures::future::join_all(keys.iter().map(|key| self.reconcile(key))).await
     }
 
     /// Hosts whose spec is not what its fold would be now.
     async fn sweep(&self) -> Result<Vec<String>> {
         let hosts = self.0.store.read(|tx| tx.list_ids::<Host>(&Query::new())).await?;
+        let hosts: Vec<HostId> = hosts.iter().filter_map(|key| key.parse().ok()).collect();
         let mut keys = Vec::new();
-        for key in hosts {
-            let Ok(id) = key.parse::<HostId>() else { continue };
-            let held = self.0.hosts.of(id).spec.borrow().clone();
-            let stale = match held {
-                None => true,
-                Some(held) => {
-                    let mut content = self.0.content(id).await?;
-                    content.generation = held.generation;
-                    content != *held
-                }
-            };
-            if stale {
-                keys.push(key);
-            }
+        for some in hosts.chunks(PAGE) {
+            let changed = self.0.changed(self.0.contents(some).await?);
+            keys.extend(changed.iter().map(|content| content.spec.host.to_string()));
         }
         Ok(keys)
     }

@@ -69,11 +69,6 @@ pub(crate) fn raise(tx: &mut Tx<'_>, host: HostId, fence: u64) -> Result<()> {
     tx.update_status(&mut lease)
 }
 
-/// Generation below which specs of the host are not to be trusted.
-pub(crate) fn fence_of(tx: &mut Tx<'_>, host: HostId) -> Result<u64> {
-    Ok(tx.get::<HostLease>(&host)?.map_or(0, |l| l.fence))
-}
-
 /// Takes a server from a host that cannot run it any more; it is placed anew by its reconciler.
 pub(crate) fn take_away(tx: &mut Tx<'_>, server: &mut Server, margin: Duration) -> Result<()> {
     fence::can_move(server)?;

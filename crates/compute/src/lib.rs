@@ -29,9 +29,10 @@ use base::{Clock, Entropy, Result, ServerId};
 use contract::auth::Authenticator;
 use contract::services::{HostAccess, HostPart, Images, Networks, Placement, Volumes};
 use parking_lot::{Mutex, RwLock};
-use store::Store;
+use store::{Mirror, Store};
 
 pub use api::{ops, router};
+pub use hosts::Census;
 pub use model::MIGRATIONS;
 pub use nudge::Nudge;
 pub use seed::seed_flavors;
@@ -116,6 +117,8 @@ pub struct State {
     config: Config,
     deps: Deps,
     hosts: hosts::Hosts,
+    /// Rows of hosts in memory, for the choice of a host.
+    host_rows: Mirror<model::Host>,
     /// Servers whose ports may have changed.
     stale: Mutex<HashSet<ServerId>>,
     access: RwLock<Option<Arc<dyn HostAccess>>>,
@@ -147,6 +150,7 @@ impl State {
             config,
             deps,
             hosts: hosts::Hosts::default(),
+            host_rows: Mirror::new(|host| host),
             stale: Mutex::default(),
             access: RwLock::new(None),
             controller: OnceLock::new(),
@@ -155,7 +159,7 @@ impl State {
         Ok(state)
     }
 
-    /// Its reconcilers: `server` and `host`. Give `server` at least 16 workers.
+    /// Its reconcilers: `server` and `host`; both work on many keys at once.
     pub fn reconcilers(self: &Arc<Self>) -> Vec<Arc<dyn ::reconcile::Reconciler>> {
         vec![Arc::new(reconcile::Servers(self.clone())), Arc::new(hosts::Folds(self.clone()))]
     }
@@ -168,6 +172,12 @@ impl State {
     /// Hands in the way to live hosts (console logs); without it they answer 503.
     pub fn set_host_access(&self, access: Arc<dyn HostAccess>) {
         *self.access.write() = Some(access);
+    }
+
+    /// What hosts told this process lately; from memory.
+    pub fn census(&self) -> Census {
+        let lately = i64::try_from(self.config.down_after.as_micros()).unwrap_or(i64::MAX);
+        self.hosts.census(base::Timestamp(self.clock.now().0.saturating_sub(lately)))
     }
 
     pub(crate) fn store(&self) -> &Store {

@@ -1,29 +1,34 @@
 //! The reconciler of kind `server`: builds up what a row asks for, tears down what shall go.
 
+mod place;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::reconcile::{Outcome, Reconciler};
 use async_trait::async_trait;
-use base::{Error, HostId, Kind, ResourceProviderId, Result, ServerId};
+use base::{Error, PortId, Result, ServerId};
 use contract::services::{PortInfo, PortRequest, VolumeOrigin, VolumeRequest};
-use store::{Query, Tx};
+use store::{Order, Query, Tx};
 
 use crate::State;
 use crate::hosts::unfinished;
 use crate::leases::REBUILDING;
-use crate::logic::schedule::{self, Ask, HostView};
 use crate::logic::{fold, names};
 use crate::model::{
-    Aggregate, Disk, DiskState, Fault, Host, HostLease, InstanceAction, Nic, Origin, PastServer, Plugged,
-    Server, ServerGroup, Usage, VmState, VolumeClaim,
+    Disk, DiskState, Fault, Host, HostLease, InstanceAction, Nic, Origin, PastServer, Plugged, Server, Usage,
+    VmState, VolumeClaim,
 };
 
 /// How soon a volume that is being made is looked at again.
 const SOON: Duration = Duration::from_millis(250);
+/// Servers that a sweep reads at once.
+const PAGE: usize = 500;
 /// How soon a server that waits for its host is looked at again; the host's report comes sooner.
 const LATER: Duration = Duration::from_secs(5);
+
+pub(crate) use place::zone_of;
 
 /// The reconciler of kind `server`; keys are server ids.
 pub(crate) struct Servers(pub Arc<State>);
@@ -53,6 +58,18 @@ impl Reconciler for Servers {
         outcome
     }
 
+    async fn reconcile_many(&self, keys: &[String]) -> Vec<Result<Outcome>> {
+        let built = self.0.build_together(keys).await.unwrap_or_else(|error| {
+            tracing::debug!(error = %error.chain(), "servers are built one by one");
+            BTreeSet::new()
+        });
+        let done = |key: &String| key.parse().is_ok_and(|id| built.contains(&id));
+        let each = keys.iter().map(|key| async move {
+            if done(key) { Ok(Outcome::Done) } else { self.reconcile(key).await }
+        });
+        futures::future::join_all(each).await
+    }
+
     /// A server that has a host is worked on where the host is: there its reports are.
     async fn shard(&self, key: &str) -> Result<u32> {
         let Ok(id) = key.parse::<ServerId>() else { return Ok(::reconcile::shard_of(key)) };
@@ -63,13 +80,26 @@ impl Reconciler for Servers {
 
     /// Servers that go, are being built, or have something under way.
     async fn sweep(&self) -> Result<Vec<String>> {
-        let all = self.0.store.read(|tx| tx.list::<Server>(&Query::new())).await?;
         let open = |s: &Server| {
             s.deleting
                 || ((s.vm_state == VmState::Building || rebuilding(s)) && !s.ready)
                 || (s.vm_state != VmState::Error && unfinished(s))
         };
-        Ok(all.into_iter().filter(open).map(|s| s.id.to_string()).collect())
+        let mut keys = Vec::new();
+        let mut last = String::new();
+        loop {
+            // Page by page: neither memory nor readers are held for long, however many servers there are.
+            let after = last.clone();
+            let page = move |tx: &mut Tx<'_>| {
+                tx.list::<Server>(&Query::new().gt("id", &after).sort("id", Order::Asc).limit(PAGE))
+            };
+            let page = self.0.store.read(page).await?;
+            keys.extend(page.iter().filter(|s| open(s)).map(|s| s.id.to_string()));
+            match page.last() {
+                Some(server) if page.len() == PAGE => last = server.id.to_string(),
+                _ => return Ok(keys),
+            }
+        }
     }
 }
 
@@ -86,6 +116,18 @@ enum Step<T> {
 /// Whether the server is being made anew on another host.
 fn rebuilding(server: &Server) -> bool {
     server.task.as_deref() == Some(REBUILDING)
+}
+
+/// Whether the server needs no more than any host and ports that are made for it.
+fn plain(server: &Server) -> bool {
+    server.vm_state == VmState::Building
+        && !(server.deleting || server.ready || rebuilding(server))
+        && server.host_id.is_none()
+        && server.disks.is_empty()
+        && server.group_id.is_none()
+        && server.same_host.is_empty()
+        && server.different_host.is_empty()
+        && server.nics.iter().all(|n| !n.given && !n.detaching && n.fixed_ip.is_none())
 }
 
 /// Whether an error is a refusal that asking again does not change.
@@ -107,10 +149,10 @@ impl State {
                 // What it had at the host that was lost.
                 self.deps.placement.deallocate(server.id).await?;
             }
-            match self.place(&mut server).await? {
-                Step::Next(()) => {}
-                Step::Wait(pause) => return Ok(Outcome::After(pause)),
-                Step::Fail(error) => return self.fail(&server, &error).await,
+            match self.place(std::slice::from_mut(&mut server)).await?.pop() {
+                Some(Step::Wait(pause)) => return Ok(Outcome::After(pause)),
+                Some(Step::Fail(error)) => return self.fail(&server, &error).await,
+                Some(Step::Next(())) | None => {}
             }
         }
         match self.bring_disks(&mut server).await? {
@@ -127,34 +169,86 @@ impl State {
             Step::Wait(pause) => return Ok(Outcome::After(pause)),
             Step::Fail(error) => return self.fail(&server, &error).await,
         }
-        self.hand_over(server).await
+        self.hand_over(vec![server]).await?;
+        Ok(Outcome::Done)
     }
 
-    /// Writes everything that was brought; from now on the host has the server.
-    async fn hand_over(&self, built: Server) -> Result<Outcome> {
+    /// Writes everything that was brought; from now on the hosts have the servers.
+    async fn hand_over(&self, built: Vec<Server>) -> Result<()> {
         self.store
             .write(move |tx| {
-                let Some(mut server) = tx.get::<Server>(&built.id)? else { return Ok(()) };
-                if server.deleting || server.ready {
-                    tx.wake("server", server.id);
-                    return Ok(());
+                let rows = tx.list::<Server>(&Query::new().is_in("id", built.iter().map(|s| s.id)))?;
+                let mut rows: BTreeMap<ServerId, Server> = rows.into_iter().map(|s| (s.id, s)).collect();
+                let mut handed = Vec::new();
+                for built in &built {
+                    let Some(mut server) = rows.remove(&built.id) else { continue };
+                    if server.deleting || server.ready {
+                        tx.wake("server", server.id);
+                        continue;
+                    }
+                    server.host_id = built.host_id;
+                    server.host_name.clone_from(&built.host_name);
+                    server.zone.clone_from(&built.zone);
+                    merge(&mut server, built);
+                    server.ready = true;
+                    if !rebuilding(&server) {
+                        server.task = Some("spawning".to_owned());
+                    }
+                    handed.push(server);
                 }
-                server.host_id = built.host_id;
-                server.host_name.clone_from(&built.host_name);
-                server.zone.clone_from(&built.zone);
-                merge(&mut server, &built);
-                server.ready = true;
-                if !rebuilding(&server) {
-                    server.task = Some("spawning".to_owned());
-                }
-                tx.update(&mut server)?;
-                if let Some(host) = server.host_id {
-                    tx.wake("host", host);
-                }
+                tx.update_many(&mut handed)?;
+                handed.iter().filter_map(|s| s.host_id).for_each(|host| tx.wake("host", host));
                 Ok(())
             })
+            .await
+    }
+
+    /// Builds those of the servers that need no more than a host and new ports, all together. Answers whom it dealt with;
+    /// the others are to be looked at one by one, as are all where this fails.
+    async fn build_together(&self, keys: &[String]) -> Result<BTreeSet<ServerId>> {
+        let ids: Vec<ServerId> = keys.iter().filter_map(|key| key.parse().ok()).collect();
+        let mut servers = self
+            .store
+            .read(move |tx| tx.list::<Server>(&Query::new().is_in("id", &ids)))
             .await?;
-        Ok(Outcome::Done)
+        servers.retain(plain);
+        if servers.len() < 2 {
+            return Ok(BTreeSet::new());
+        }
+        let mut placed = self.place(&mut servers).await?.into_iter();
+        servers.retain(|_| matches!(placed.next(), Some(Step::Next(()))));
+        let mut requests = Vec::new();
+        for server in &servers {
+            requests.extend(server.nics.iter().map(|nic| self.port_request(server, nic)));
+        }
+        let ports = self.deps.networks.ensure_ports(&requests).await?;
+        let ports: BTreeMap<PortId, PortInfo> = ports.into_iter().map(|p| (p.id, p)).collect();
+        for nic in servers.iter_mut().flat_map(|s| &mut s.nics) {
+            nic.plugged = ports.get(&nic.port).map(plugged);
+        }
+        let built = servers.iter().map(|s| s.id).collect();
+        self.hand_over(servers).await?;
+        Ok(built)
+    }
+
+    fn port_request(&self, server: &Server, nic: &Nic) -> PortRequest {
+        PortRequest {
+            id: nic.port,
+            network_id: nic.network,
+            project_id: server.project_id.clone(),
+            name: String::new(),
+            fixed_ip: nic.fixed_ip,
+            security_groups: server.security_groups.clone(),
+            device_id: server.id.to_string(),
+            device_owner: self.owner(server),
+            dns_name: server.hostname.clone(),
+            host: server.host_name.clone().unwrap_or_default(),
+        }
+    }
+
+    /// What its ports say of who has them.
+    fn owner(&self, server: &Server) -> String {
+        format!("compute:{}", server.zone.as_deref().unwrap_or(&self.config.default_zone))
     }
 
     async fn keep_place(&self, placed: &Server) -> Result<()> {
@@ -175,183 +269,6 @@ impl State {
                 tx.update_status(&mut server)
             })
             .await
-    }
-
-    /// Chooses a host and claims it.
-    async fn place(&self, server: &mut Server) -> Result<Step<()>> {
-        let mut resources: BTreeMap<String, u64> = BTreeMap::from([
-            ("VCPU".to_owned(), u64::from(server.size.vcpus)),
-            ("MEMORY_MB".to_owned(), server.size.ram),
-        ]);
-        let root = if server.image.is_some() { server.size.disk } else { 0 };
-        let local = root + server.size.ephemeral + server.size.swap.div_ceil(1024);
-        if local > 0 {
-            resources.insert("DISK_GB".to_owned(), local);
-        }
-        let (required, forbidden) = traits(server);
-        // Losing a race for a host means that it is full now: look again.
-        for _ in 0..5 {
-            let candidates = self.deps.placement.candidates(&resources, &required, &forbidden).await?;
-            let ask = match self.ask(server).await {
-                Ok(ask) => ask,
-                Err(error) if refused(&error) => return Ok(Step::Fail(error)),
-                Err(error) => return Err(error),
-            };
-            let views = self.views(candidates).await?;
-            let fit = schedule::order(schedule::filter(&views, &ask), &ask, self.entropy.u64());
-            let mut lost = false;
-            for host in fit {
-                let claim = self
-                    .deps
-                    .placement
-                    .allocate(
-                        server.id,
-                        &server.project_id,
-                        &server.user_id,
-                        host.candidate.provider,
-                        &resources,
-                    )
-                    .await;
-                match claim {
-                    Ok(()) => {
-                        server.host_id = Some(host.id);
-                        server.host_name = Some(host.name.clone());
-                        server.zone = Some(host.zone.clone());
-                        if server.group_id.is_none() || self.join_group(server).await? {
-                            return Ok(Step::Next(()));
-                        }
-                        server.host_id = None;
-                        lost = true;
-                        break;
-                    }
-                    Err(error) if error.kind() == Kind::Conflict => lost = true,
-                    Err(error) => return Err(error),
-                }
-            }
-            if !lost {
-                break;
-            }
-        }
-        Ok(Step::Fail(
-            Error::not_found("No valid host was found. There are not enough hosts available.")
-                .code("NoValidHost"),
-        ))
-    }
-
-    /// Writes the place of a group's member, unless another member took a place meanwhile that forbids it.
-    async fn join_group(&self, placed: &Server) -> Result<bool> {
-        let placed = placed.clone();
-        self.store
-            .write(move |tx| {
-                let Some(mut server) = tx.get::<Server>(&placed.id)? else { return Ok(true) };
-                let (Some(group_id), Some(host)) = (server.group_id, placed.host_id) else { return Ok(true) };
-                if let Some(group) = tx.get::<ServerGroup>(&group_id)? {
-                    let members = tx.list::<Server>(&Query::new().eq("group_id", group_id))?;
-                    let others: Vec<HostId> = members
-                        .iter()
-                        .filter(|m| m.id != server.id && !m.deleting)
-                        .filter_map(|m| m.host_id)
-                        .collect();
-                    let here = others.iter().filter(|h| **h == host).count();
-                    let most = usize::try_from(group.max_per_host.unwrap_or(1)).unwrap_or(1);
-                    let fits = match group.policy.as_str() {
-                        "affinity" => here == others.len(),
-                        "anti-affinity" => here < most,
-                        _ => true,
-                    };
-                    if !fits {
-                        return Ok(false);
-                    }
-                }
-                server.host_id = placed.host_id;
-                server.host_name.clone_from(&placed.host_name);
-                server.zone.clone_from(&placed.zone);
-                tx.update_status(&mut server)?;
-                Ok(true)
-            })
-            .await
-    }
-
-    /// What the server asks of its host besides room.
-    async fn ask(&self, server: &Server) -> Result<Ask> {
-        let mut ask =
-            Ask { zone: server.zone_wanted.clone(), host: server.host_wanted.clone(), ..Ask::default() };
-        for disk in &server.disks {
-            let stored = match disk.origin {
-                Origin::Existing => Some(disk.volume),
-                _ => disk.near,
-            };
-            let Some(stored) = stored else { continue };
-            if let Some(host) = self.deps.volumes.describe(stored).await?.host {
-                only(&mut ask, BTreeSet::from([host]));
-            }
-        }
-        let hints = (server.same_host.clone(), server.different_host.clone(), server.group_id, server.id);
-        if hints.0.is_empty() && hints.1.is_empty() && hints.2.is_none() {
-            return Ok(ask);
-        }
-        let (same, different, group) = self
-            .store
-            .read(move |tx| {
-                let (same, different, group, me) = &hints;
-                let group = match group {
-                    None => None,
-                    Some(id) => tx.get::<ServerGroup>(id)?.map(|g| (g, *id)),
-                };
-                let group = match group {
-                    None => None,
-                    Some((group, id)) => {
-                        let members = tx.list::<Server>(&Query::new().eq("group_id", id))?;
-                        let hosts: Vec<HostId> = members
-                            .iter()
-                            .filter(|m| m.id != *me && !m.deleting)
-                            .filter_map(|m| m.host_id)
-                            .collect();
-                        Some((group, hosts))
-                    }
-                };
-                Ok((hosts_of(tx, same)?, hosts_of(tx, different)?, group))
-            })
-            .await?;
-        if !server.same_host.is_empty() {
-            only(&mut ask, same);
-        }
-        ask.never = different;
-        if let Some((group, hosts)) = group {
-            for host in &hosts {
-                *ask.members.entry(*host).or_default() += 1;
-            }
-            match group.policy.as_str() {
-                "affinity" if !hosts.is_empty() => only(&mut ask, hosts.into_iter().collect()),
-                "anti-affinity" => ask.most = Some(group.max_per_host.unwrap_or(1)),
-                "soft-affinity" => ask.soft = 1,
-                "soft-anti-affinity" => ask.soft = -1,
-                _ => {}
-            }
-        }
-        Ok(ask)
-    }
-
-    async fn views(&self, candidates: Vec<contract::services::Candidate>) -> Result<Vec<HostView>> {
-        let (hosts, aggregates) = self
-            .store
-            .read(|tx| Ok((tx.list::<Host>(&Query::new())?, tx.list::<Aggregate>(&Query::new())?)))
-            .await?;
-        let by_id: BTreeMap<ResourceProviderId, &Host> =
-            hosts.iter().map(|h| (ResourceProviderId(h.id.0), h)).collect();
-        Ok(candidates
-            .into_iter()
-            .filter_map(|candidate| {
-                let host = by_id.get(&candidate.provider)?;
-                Some(HostView {
-                    id: host.id,
-                    name: host.name.clone(),
-                    zone: zone_of(&aggregates, &host.name, &self.config.default_zone),
-                    up: !host.disabled && self.is_up(host),
-                    candidate,
-                })
-            })
-            .collect())
     }
 
     /// Makes and claims the server's volumes.
@@ -409,14 +326,12 @@ impl State {
     /// Makes or claims the server's ports and binds them to its host.
     async fn bring_nics(&self, server: &mut Server) -> Result<Step<()>> {
         let Some(host) = server.host_name.clone() else { return Ok(Step::Next(())) };
-        let owner = format!("compute:{}", server.zone.as_deref().unwrap_or(&self.config.default_zone));
-        let device = server.id.to_string();
         let mut nics = std::mem::take(&mut server.nics);
         let mut failed = None;
         // On another host the same ports are plugged anew.
         let moved = rebuilding(server) && !server.ready;
         for nic in nics.iter_mut().filter(|n| (n.plugged.is_none() || moved) && !n.detaching) {
-            match self.bring_nic(server, nic, &device, &owner, &host).await {
+            match self.bring_nic(server, nic, &host).await {
                 Ok(info) => nic.plugged = Some(plugged(&info)),
                 Err(error) if refused(&error) => {
                     failed = Some(error);
@@ -432,33 +347,15 @@ impl State {
         Ok(failed.map_or(Step::Next(()), Step::Fail))
     }
 
-    async fn bring_nic(
-        &self,
-        server: &Server,
-        nic: &Nic,
-        device: &str,
-        owner: &str,
-        host: &str,
-    ) -> Result<PortInfo> {
+    async fn bring_nic(&self, server: &Server, nic: &Nic, host: &str) -> Result<PortInfo> {
         let networks = &self.deps.networks;
-        let info = if nic.given {
-            networks.claim_port(nic.port, device, owner).await?
-        } else {
-            let request = PortRequest {
-                id: nic.port,
-                network_id: nic.network,
-                project_id: server.project_id.clone(),
-                name: String::new(),
-                fixed_ip: nic.fixed_ip,
-                security_groups: server.security_groups.clone(),
-                device_id: device.to_owned(),
-                device_owner: owner.to_owned(),
-                dns_name: server.hostname.clone(),
-            };
-            networks.ensure_port(&request).await?
-        };
-        networks.bind_port(nic.port, Some(host)).await?;
-        Ok(info)
+        if nic.given {
+            let info = networks.claim_port(nic.port, &server.id.to_string(), &self.owner(server)).await?;
+            networks.bind_port(nic.port, Some(host)).await?;
+            return Ok(info);
+        }
+        let made = networks.ensure_ports(&[self.port_request(server, nic)]).await?.pop();
+        made.ok_or_else(|| Error::internal(format!("port {} was not made", nic.port)))
     }
 
     /// A failed build: its claim on a host is given back, the reason is kept. Ports and volumes go with the server.
@@ -729,41 +626,6 @@ fn merge(server: &mut Server, found: &Server) {
             disk.state = new.state;
         }
     }
-}
-
-fn only(ask: &mut Ask, hosts: BTreeSet<HostId>) {
-    ask.only = Some(match ask.only.take() {
-        None => hosts,
-        Some(before) => before.intersection(&hosts).copied().collect(),
-    });
-}
-
-fn hosts_of(tx: &mut Tx<'_>, servers: &[ServerId]) -> Result<BTreeSet<HostId>> {
-    Ok(tx.list::<Server>(&Query::new().is_in("id", servers))?.into_iter().filter_map(|s| s.host_id).collect())
-}
-
-/// Traits that flavor and image ask for (`trait:NAME=required|forbidden`).
-fn traits(server: &Server) -> (Vec<String>, Vec<String>) {
-    let (mut required, mut forbidden) = (Vec::new(), Vec::new());
-    let image = server.image.iter().flat_map(|i| &i.properties);
-    for (key, value) in server.size.extra_specs.iter().chain(image) {
-        let Some(name) = key.strip_prefix("trait:") else { continue };
-        match value.as_str() {
-            "required" => required.push(name.to_owned()),
-            "forbidden" => forbidden.push(name.to_owned()),
-            _ => {}
-        }
-    }
-    (required, forbidden)
-}
-
-/// The availability zone of a host.
-pub(crate) fn zone_of(aggregates: &[Aggregate], host: &str, default: &str) -> String {
-    aggregates
-        .iter()
-        .filter(|a| a.hosts.contains(host))
-        .find_map(|a| a.metadata.get("availability_zone").cloned())
-        .unwrap_or_else(|| default.to_owned())
 }
 
 fn plugged(info: &PortInfo) -> Plugged {

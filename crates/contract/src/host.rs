@@ -28,6 +28,13 @@ pub struct HostSpec {
     pub snapshots: Vec<SnapshotSpec>,
 }
 
+impl HostSpec {
+    /// A spec of nothing.
+    pub fn empty(host: HostId) -> Self {
+        HostSpec { host, generation: 0, servers: Vec::new(), volumes: Vec::new(), snapshots: Vec::new() }
+    }
+}
+
 /// The power state a server shall have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

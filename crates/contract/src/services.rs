@@ -6,6 +6,7 @@
 //! methods without one are between services.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::net::IpAddr;
 
 use async_trait::async_trait;
@@ -77,20 +78,44 @@ impl<T: Images + ?Sized> ImageBytes for T {
     }
 }
 
-/// Amount of one resource class at a provider.
+/// How much of one resource class a provider has (Placement API, "inventory").
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Inventory {
     /// Total.
     pub total: u64,
     /// Kept back.
     pub reserved: u64,
+    /// Smallest single claim.
+    pub min_unit: u64,
+    /// Largest single claim.
+    pub max_unit: u64,
+    /// Claims are multiples of it.
+    pub step_size: u64,
     /// Factor by which `total - reserved` may be promised.
     pub allocation_ratio: f64,
-    /// Largest single allocation.
-    pub max_unit: u64,
 }
 
-/// A provider that could carry a request, with what it has and what is used.
+impl Inventory {
+    /// How much may be claimed in all.
+    pub fn capacity(&self) -> u64 {
+        let base = self.total.saturating_sub(self.reserved) as f64 * self.allocation_ratio;
+        if base.is_finite() && base > 0.0 { base as u64 } else { 0 }
+    }
+
+    /// Whether `amount` has a size that can be claimed here at all.
+    pub fn deals(&self, amount: u64) -> bool {
+        amount >= self.min_unit
+            && amount <= self.max_unit
+            && (self.step_size == 0 || amount.is_multiple_of(self.step_size))
+    }
+
+    /// Whether `amount` more may be claimed where `used` is claimed already.
+    pub fn fits(&self, used: u64, amount: u64) -> bool {
+        self.deals(amount) && used.saturating_add(amount) <= self.capacity()
+    }
+}
+
+/// A provider with what it has and what is used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// The provider.
@@ -101,6 +126,33 @@ pub struct Candidate {
     pub inventories: BTreeMap<String, Inventory>,
     /// Used by resource class.
     pub used: BTreeMap<String, u64>,
+    /// Trait names.
+    pub traits: Vec<String>,
+}
+
+impl Candidate {
+    /// Whether there is room for everything.
+    pub fn has_room(&self, resources: &BTreeMap<String, u64>) -> bool {
+        resources.iter().all(|(class, amount)| {
+            let used = self.used.get(class).copied().unwrap_or(0);
+            self.inventories.get(class).is_some_and(|i| i.fits(used, *amount))
+        })
+    }
+}
+
+/// What a server claims of one provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The server.
+    pub consumer: ServerId,
+    /// Its owner.
+    pub project: ProjectId,
+    /// Its creator.
+    pub user: UserId,
+    /// The provider.
+    pub provider: ResourceProviderId,
+    /// Amounts by resource class.
+    pub resources: BTreeMap<String, u64>,
 }
 
 /// The placement service.
@@ -114,22 +166,11 @@ pub trait Placement: Send + Sync {
         inventories: &BTreeMap<String, Inventory>,
         traits: &[String],
     ) -> Result<()>;
-    /// Providers with room for `resources` that have all `required` and none of the `forbidden` traits.
-    async fn candidates(
-        &self,
-        resources: &BTreeMap<String, u64>,
-        required: &[String],
-        forbidden: &[String],
-    ) -> Result<Vec<Candidate>>;
-    /// Claims; `Conflict` where there is no room. The same claim again is success.
-    async fn allocate(
-        &self,
-        consumer: ServerId,
-        project: &ProjectId,
-        user: &UserId,
-        provider: ResourceProviderId,
-        resources: &BTreeMap<String, u64>,
-    ) -> Result<()>;
+    /// All providers as they are now.
+    async fn providers(&self) -> Result<Vec<Arc<Candidate>>>;
+    /// Claims, in one transaction, each for itself: `Conflict` for those where there is no room. The same claim again is
+    /// success.
+    async fn allocate(&self, claims: &[Claim]) -> Result<Vec<Result<()>>>;
     /// Gives back all of a consumer's allocations.
     async fn deallocate(&self, consumer: ServerId) -> Result<()>;
     /// Used and total by resource class of a provider.
@@ -240,6 +281,8 @@ pub struct PortRequest {
     pub device_owner: String,
     /// DNS name (the server's host name).
     pub dns_name: String,
+    /// The host it is bound to.
+    pub host: String,
 }
 
 /// The network service.
@@ -253,8 +296,8 @@ pub trait Networks: Send + Sync {
     async fn port(&self, auth: &AuthContext, id: PortId) -> Result<PortInfo>;
     /// Names or ids of the caller's security groups to ids; `BadRequest` names the missing one.
     async fn security_groups(&self, auth: &AuthContext, names: &[String]) -> Result<Vec<SecurityGroupId>>;
-    /// Makes the port exist (address allocated, quota claimed). Idempotent by id.
-    async fn ensure_port(&self, request: &PortRequest) -> Result<PortInfo>;
+    /// Makes the ports exist (address allocated, quota claimed), bound to their hosts; all or none. Idempotent by id.
+    async fn ensure_ports(&self, requests: &[PortRequest]) -> Result<Vec<PortInfo>>;
     /// Claims an existing free port for a device; `Conflict` if another has it. Idempotent.
     async fn claim_port(&self, port: PortId, device_id: &str, device_owner: &str) -> Result<PortInfo>;
     /// Binds to a host by name (`None` unbinds).
@@ -363,8 +406,8 @@ pub trait Volumes: Send + Sync {
 /// One service's part of a host's spec and report. The agent endpoint (in compute) calls every part in turn.
 #[async_trait]
 pub trait HostPart: Send + Sync {
-    /// Adds this service's desired objects of `host` to `spec`.
-    async fn contribute(&self, host: HostId, spec: &mut HostSpec) -> Result<()>;
+    /// Adds this service's desired objects of their hosts to the specs.
+    async fn contribute(&self, specs: &mut [HostSpec]) -> Result<()>;
     /// Takes what the host says. Must be cheap when nothing changed: it comes every 30 s from every host.
     async fn report(&self, report: &HostReport) -> Result<()>;
 }

@@ -135,40 +135,95 @@ fn may_use(tx: &mut Tx<'_>, net: &Network, project: &ProjectId) -> Result<bool> 
     Ok(net.project_id == *project || opened_to(tx, Some(project), SHARED)?.contains(&net.id))
 }
 
-fn make_port(tx: &mut Tx<'_>, env: &Env, request: &PortRequest) -> Result<Port> {
-    let net = tx.get::<Network>(&request.network_id)?.ok_or_else(|| no_network(request.network_id))?;
-    if !may_use(tx, &net, &request.project_id)? {
-        return Err(no_network(net.id));
-    }
-    quota::claim::<Port>(tx, env, &request.project_id, "port", 1)?;
-    let mut port = db::ports::blank(env, &net, request.project_id.clone());
+/// A request's port as far as it is known before it has an address.
+fn port_of(env: &Env, net: &Network, groups: &BTreeSet<SecurityGroupId>, request: &PortRequest) -> Port {
+    let mut port = db::ports::blank(env, net, request.project_id.clone());
     port.id = request.id;
     port.name = request.name.clone();
     port.device_id = request.device_id.clone();
     port.device_owner = request.device_owner.clone();
+    port.host_id = request.host.clone();
     if crate::api::is_dns_name(&request.dns_name) {
         port.dns_name = request.dns_name.clone();
     }
     if port.port_security_enabled {
-        port.security_groups = if request.security_groups.is_empty() {
-            BTreeSet::from([groups::ensure_default(tx, env, &request.project_id)?.id])
-        } else {
-            request.security_groups.iter().copied().collect()
-        };
+        port.security_groups.clone_from(groups);
     }
-    for group in &port.security_groups {
-        if tx.get::<SecurityGroup>(group)?.is_none_or(|g| g.project_id != request.project_id) {
+    port
+}
+
+/// The groups of a request's port, which are all the project's.
+fn groups_of(tx: &mut Tx<'_>, env: &Env, request: &PortRequest) -> Result<BTreeSet<SecurityGroupId>> {
+    if request.security_groups.is_empty() {
+        return Ok(BTreeSet::from([groups::ensure_default(tx, env, &request.project_id)?.id]));
+    }
+    let wanted: BTreeSet<SecurityGroupId> = request.security_groups.iter().copied().collect();
+    let found = tx.list::<SecurityGroup>(&Query::new().is_in("id", &wanted))?;
+    let own = |id: &&SecurityGroupId| found.iter().any(|g| g.id == **id && g.project_id == request.project_id);
+    match wanted.iter().find(|id| !own(id)) {
+        None => Ok(wanted),
+        Some(group) => {
             let text = format!("Security group {group} does not exist");
-            return Err(Error::bad_request(text).code("SecurityGroupNotFound"));
+            Err(Error::bad_request(text).code("SecurityGroupNotFound"))
         }
     }
+}
+
+/// Makes ports of one project in one network.
+fn make_ports(tx: &mut Tx<'_>, env: &Env, requests: &[&PortRequest]) -> Result<Vec<Port>> {
+    let Some(first) = requests.first() else { return Ok(Vec::new()) };
+    let net = tx.get::<Network>(&first.network_id)?.ok_or_else(|| no_network(first.network_id))?;
+    if !may_use(tx, &net, &first.project_id)? {
+        return Err(no_network(net.id));
+    }
+    quota::claim::<Port>(tx, env, &first.project_id, "port", requests.len())?;
     let subnets = db::networks::subnets_of(tx, net.id)?;
     if subnets.is_empty() {
         let text = format!("Network {} requires a subnet in order to boot instances on.", net.id);
         return Err(Error::bad_request(text).code("NetworkRequiresSubnet"));
     }
-    let wants = request.fixed_ip.map(|ip| [Want { subnet: None, ip: Some(ip) }]);
-    db::ports::create(tx, env, &subnets, port, wants.as_ref().map(|w| w.as_slice()), false)
+    let mut known: BTreeMap<&[SecurityGroupId], BTreeSet<SecurityGroupId>> = BTreeMap::new();
+    let (mut made, mut plain) = (Vec::new(), Vec::new());
+    for request in requests {
+        let asked = request.security_groups.as_slice();
+        if net.port_security_enabled && !known.contains_key(asked) {
+            known.insert(asked, groups_of(tx, env, request)?);
+        }
+        let none = BTreeSet::new();
+        let port = port_of(env, &net, known.get(asked).unwrap_or(&none), request);
+        match request.fixed_ip {
+            None => plain.push(port),
+            Some(ip) => {
+                let want = [Want { subnet: None, ip: Some(ip) }];
+                made.push(db::ports::create(tx, env, &subnets, port, Some(&want), false)?);
+            }
+        }
+    }
+    made.extend(db::ports::create_many(tx, env, &subnets, plain)?);
+    Ok(made)
+}
+
+/// Makes the ports that are missing, and binds those that are there to their hosts.
+fn ensure_ports(tx: &mut Tx<'_>, env: &Env, requests: &[PortRequest]) -> Result<Vec<PortInfo>> {
+    let held = tx.list::<Port>(&Query::new().is_in("id", requests.iter().map(|r| r.id)))?;
+    let mut ports: BTreeMap<PortId, Port> = held.into_iter().map(|p| (p.id, p)).collect();
+    let mut missing: BTreeMap<(NetworkId, &ProjectId), Vec<&PortRequest>> = BTreeMap::new();
+    for request in requests {
+        match ports.get_mut(&request.id) {
+            Some(port) if port.host_id != request.host => {
+                port.host_id.clone_from(&request.host);
+                db::ports::update(tx, port)?;
+            }
+            Some(_) => {}
+            None => missing.entry((request.network_id, &request.project_id)).or_default().push(request),
+        }
+    }
+    for alike in missing.values() {
+        ports.extend(make_ports(tx, env, alike)?.into_iter().map(|p| (p.id, p)));
+    }
+    let all: Vec<Port> = requests.iter().filter_map(|r| ports.get(&r.id).cloned()).collect();
+    let around = Surroundings::read(tx, &all)?;
+    Ok(all.iter().map(|p| around.info(p)).collect())
 }
 
 impl State {
@@ -273,23 +328,9 @@ impl Networks for State {
         self.write(move |tx| names.iter().map(|n| find_group(tx, &env, &project, n)).collect()).await
     }
 
-    async fn ensure_port(&self, request: &PortRequest) -> Result<PortInfo> {
-        let request = request.clone();
-        let id = request.id;
-        if let Some(found) =
-            self.store.read(move |tx| tx.get::<Port>(&id)?.map(|p| info(tx, &p)).transpose()).await?
-        {
-            return Ok(found);
-        }
-        let env = self.env.clone();
-        self.write(move |tx| {
-            let port = match tx.get::<Port>(&request.id)? {
-                Some(port) => port,
-                None => make_port(tx, &env, &request)?,
-            };
-            info(tx, &port)
-        })
-        .await
+    async fn ensure_ports(&self, requests: &[PortRequest]) -> Result<Vec<PortInfo>> {
+        let (requests, env) = (requests.to_vec(), self.env.clone());
+        self.write(move |tx| ensure_ports(tx, &env, &requests)).await
     }
 
     async fn claim_port(&self, port: PortId, device_id: &str, device_owner: &str) -> Result<PortInfo> {

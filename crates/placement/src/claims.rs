@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base::{Error, ProjectId, ResourceProviderId, Result, UserId};
-use store::Tx;
+use store::{Query, Tx};
 use uuid::Uuid;
 
 use crate::logic::fits;
@@ -19,84 +19,165 @@ pub(crate) struct Wanted {
     pub claims: BTreeMap<ResourceProviderId, Amounts>,
 }
 
-/// Makes the consumer's claims exactly `wanted`; none at all removes the consumer. The same claims again change nothing.
-///
-/// # Errors
-/// `BadRequest` for an unknown provider, `Conflict` where a class is not offered or there is no room.
-pub(crate) fn set(tx: &mut Tx<'_>, wanted: &Wanted) -> Result<()> {
-    let held = tx.get::<Consumer>(&wanted.consumer)?;
-    if let Some(held) = &held
-        && held.claims == wanted.claims
-        && held.project_id == wanted.project
-        && held.user_id == wanted.user
-        && held.consumer_type == wanted.consumer_type
-    {
-        return Ok(());
+/// Consumers and providers of a transaction, changed in memory and written once.
+struct Books {
+    consumers: BTreeMap<Uuid, Consumer>,
+    providers: BTreeMap<ResourceProviderId, Provider>,
+    /// Consumers that have a row.
+    stored: BTreeSet<Uuid>,
+    changed: BTreeSet<Uuid>,
+    shifted: BTreeSet<ResourceProviderId>,
+}
+
+impl Books {
+    fn open(tx: &mut Tx<'_>, wanted: &[Wanted]) -> Result<Self> {
+        let consumers = tx.list::<Consumer>(&Query::new().is_in("id", wanted.iter().map(|w| w.consumer)))?;
+        let consumers: BTreeMap<Uuid, Consumer> = consumers.into_iter().map(|c| (c.id, c)).collect();
+        let held = consumers.values().flat_map(|c| c.claims.keys());
+        let touched: BTreeSet<_> = held.chain(wanted.iter().flat_map(|w| w.claims.keys())).copied().collect();
+        let providers = tx.list::<Provider>(&Query::new().is_in("id", &touched))?;
+        Ok(Books {
+            stored: consumers.keys().copied().collect(),
+            consumers,
+            providers: providers.into_iter().map(|p| (p.id, p)).collect(),
+            changed: BTreeSet::new(),
+            shifted: BTreeSet::new(),
+        })
     }
-    let before = held.as_ref().map(|h| h.claims.clone()).unwrap_or_default();
-    let touched: BTreeSet<ResourceProviderId> = before.keys().chain(wanted.claims.keys()).copied().collect();
-    for id in touched {
+
+    /// Makes a consumer's claims exactly `wanted`, or changes nothing.
+    fn set(&mut self, wanted: &Wanted) -> Result<()> {
+        let held = self.consumers.get(&wanted.consumer);
+        if let Some(held) = held
+            && held.claims == wanted.claims
+            && held.project_id == wanted.project
+            && held.user_id == wanted.user
+            && held.consumer_type == wanted.consumer_type
+        {
+            return Ok(());
+        }
+        let before = held.map(|h| h.claims.clone()).unwrap_or_default();
+        let touched: BTreeSet<ResourceProviderId> =
+            before.keys().chain(wanted.claims.keys()).copied().collect();
         let none = Amounts::new();
-        let (old, new) = (before.get(&id).unwrap_or(&none), wanted.claims.get(&id).unwrap_or(&none));
-        if old != new {
-            shift(tx, id, old, new)?;
+        let mut shifted = Vec::new();
+        for id in touched {
+            let (old, new) = (before.get(&id).unwrap_or(&none), wanted.claims.get(&id).unwrap_or(&none));
+            if old != new {
+                shifted.extend(shift(self.providers.get(&id), id, old, new)?.map(|used| (id, used)));
+            }
         }
-    }
-    match held {
-        _ if wanted.claims.is_empty() => {
-            tx.delete::<Consumer>(&wanted.consumer)?;
+        for (id, used) in shifted {
+            let Some(provider) = self.providers.get_mut(&id) else { continue };
+            provider.used = used;
+            provider.epoch += 1;
+            self.shifted.insert(id);
         }
-        Some(mut held) => {
-            held.claims.clone_from(&wanted.claims);
-            held.project_id = wanted.project.clone();
-            held.user_id = wanted.user.clone();
-            held.consumer_type.clone_from(&wanted.consumer_type);
-            held.epoch += 1;
-            tx.update(&mut held)?;
+        self.changed.insert(wanted.consumer);
+        if wanted.claims.is_empty() {
+            self.consumers.remove(&wanted.consumer);
+            return Ok(());
         }
-        None => tx.insert(&mut Consumer {
+        let consumer = self.consumers.entry(wanted.consumer).or_insert_with(|| Consumer {
             id: wanted.consumer,
             meta: store::Meta::default(),
             project_id: wanted.project.clone(),
             user_id: wanted.user.clone(),
             consumer_type: wanted.consumer_type.clone(),
-            epoch: 1,
-            claims: wanted.claims.clone(),
-        })?,
+            epoch: 0,
+            claims: BTreeMap::new(),
+        });
+        consumer.claims.clone_from(&wanted.claims);
+        consumer.project_id = wanted.project.clone();
+        consumer.user_id = wanted.user.clone();
+        consumer.consumer_type.clone_from(&wanted.consumer_type);
+        consumer.epoch += 1;
+        Ok(())
     }
-    Ok(())
+
+    fn close(mut self, tx: &mut Tx<'_>) -> Result<()> {
+        let (mut new, mut held, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        for id in self.changed {
+            match (self.consumers.remove(&id), self.stored.contains(&id)) {
+                (Some(consumer), true) => held.push(consumer),
+                (Some(consumer), false) => new.push(consumer),
+                (None, true) => gone.push(id),
+                (None, false) => {}
+            }
+        }
+        let mut providers: Vec<Provider> =
+            self.shifted.iter().filter_map(|id| self.providers.remove(id)).collect();
+        tx.update_status_many(&mut providers)?;
+        tx.insert_many(&mut new)?;
+        tx.update_many(&mut held)?;
+        if !gone.is_empty() {
+            tx.delete_where::<Consumer>(&Query::new().is_in("id", gone))?;
+        }
+        Ok(())
+    }
 }
 
-/// Replaces `old` by `new` at one provider.
-fn shift(tx: &mut Tx<'_>, id: ResourceProviderId, old: &Amounts, new: &Amounts) -> Result<()> {
-    let Some(mut provider) = tx.get::<Provider>(&id)? else {
+/// Makes each consumer's claims exactly `wanted`, each for itself; none at all removes the consumer. The same claims
+/// again change nothing.
+///
+/// # Errors
+/// From the database; of each: `BadRequest` for an unknown provider, `Conflict` where a class is not offered or there is
+/// no room.
+pub(crate) fn set_many(tx: &mut Tx<'_>, wanted: &[Wanted]) -> Result<Vec<Result<()>>> {
+    let mut books = Books::open(tx, wanted)?;
+    let told = wanted.iter().map(|w| books.set(w)).collect();
+    books.close(tx)?;
+    Ok(told)
+}
+
+/// The same for one.
+///
+/// # Errors
+/// As [`set_many`].
+pub(crate) fn set(tx: &mut Tx<'_>, wanted: &Wanted) -> Result<()> {
+    set_many(tx, std::slice::from_ref(wanted))?.into_iter().collect()
+}
+
+/// What is used of a provider once `old` is replaced by `new`; `None` where a provider that is gone is given back.
+fn shift(
+    provider: Option<&Provider>,
+    id: ResourceProviderId,
+    old: &Amounts,
+    new: &Amounts,
+) -> Result<Option<Amounts>> {
+    let Some(provider) = provider else {
         if new.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         return Err(Error::bad_request(format!(
             "Allocation for resource provider '{id}' that does not exist."
         )));
     };
+    let mut all = provider.used.clone();
     for (class, amount) in old {
-        if let Some(used) = provider.used.get_mut(class) {
+        if let Some(used) = all.get_mut(class) {
             *used = used.saturating_sub(*amount);
         }
     }
     for (class, amount) in new {
-        let used = provider.used.entry(class.clone()).or_default();
+        let used = all.entry(class.clone()).or_default();
         fits(&provider.name, class, provider.inventories.get(class), *used, *amount)?;
         *used += amount;
     }
-    provider.used.retain(|_, used| *used > 0);
-    provider.epoch += 1;
-    tx.update_status(&mut provider)
+    all.retain(|_, used| *used > 0);
+    Ok(Some(all))
 }
 
 /// Removes all claims of a consumer; `false` where it had none.
 pub(crate) fn release(tx: &mut Tx<'_>, consumer: Uuid) -> Result<bool> {
     let Some(held) = tx.get::<Consumer>(&consumer)? else { return Ok(false) };
-    for (id, amounts) in &held.claims {
-        shift(tx, *id, amounts, &Amounts::new())?;
-    }
-    tx.delete::<Consumer>(&consumer)
+    let nothing = Wanted {
+        consumer,
+        project: held.project_id,
+        user: held.user_id,
+        consumer_type: held.consumer_type,
+        claims: BTreeMap::new(),
+    };
+    set(tx, &nothing)?;
+    Ok(true)
 }

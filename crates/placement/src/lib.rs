@@ -19,7 +19,8 @@ use std::sync::Arc;
 use ::api::{Dialect, Policy, Service, Settings};
 use base::{Clock, Entropy, Result};
 use contract::auth::Authenticator;
-use store::Store;
+use contract::services::Candidate;
+use store::{Mirror, Store};
 
 pub use api::ops;
 pub use model::MIGRATIONS;
@@ -41,6 +42,8 @@ pub struct State {
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     config: Config,
+    /// Providers in memory, for those who choose among them.
+    providers: Mirror<model::Provider, Candidate>,
 }
 
 impl State {
@@ -56,7 +59,8 @@ impl State {
         entropy: Entropy,
     ) -> Result<Arc<Self>> {
         let policy = Policy::for_ops(&ops(), api::RULES, config.policy_yaml.as_deref())?;
-        Ok(Arc::new(State { store, policy, authenticator, clock, entropy, config }))
+        let providers = Mirror::new(service::candidate);
+        Ok(Arc::new(State { store, policy, authenticator, clock, entropy, config, providers }))
     }
 
     pub(crate) fn store(&self) -> &Store {

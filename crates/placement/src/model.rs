@@ -3,29 +3,12 @@
 use std::collections::BTreeMap;
 
 use base::{ProjectId, ResourceProviderId, UserId};
-use serde::{Deserialize, Serialize};
+use contract::services::Inventory;
 use store::{Migration, Step};
 use uuid::Uuid;
 
 /// Amounts by resource class.
 pub type Amounts = BTreeMap<String, u64>;
-
-/// How much of one class a provider has (Placement API, "inventory").
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Stock {
-    /// Total.
-    pub total: u64,
-    /// Kept back.
-    pub reserved: u64,
-    /// Smallest single claim.
-    pub min_unit: u64,
-    /// Largest single claim.
-    pub max_unit: u64,
-    /// Claims are multiples of it.
-    pub step_size: u64,
-    /// Factor by which `total - reserved` may be promised.
-    pub allocation_ratio: f64,
-}
 
 store::resource! {
     /// A resource provider with everything that is known of it.
@@ -42,7 +25,7 @@ store::resource! {
         /// Grows with every change a client makes; clients must know it to change something.
         pub epoch: u64,
         /// By resource class.
-        pub inventories: BTreeMap<String, Stock>,
+        pub inventories: BTreeMap<String, Inventory>,
         /// Claimed by resource class: the sum over all consumers.
         pub used: Amounts,
         /// Trait names, sorted.

@@ -1,50 +1,31 @@
 //! What other services may ask: [`contract::services::Placement`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use base::{Error, ProjectId, ResourceProviderId, Result, ServerId, UserId};
-use contract::services::{Candidate, Inventory, Placement};
-use store::{Query, Tx};
+use base::{Error, ResourceProviderId, Result, ServerId};
+use contract::services::{Candidate, Claim, Inventory, Placement};
+use store::Tx;
 
 use crate::State;
 use crate::claims::{self, Wanted};
-use crate::logic::{capacity, fits};
-use crate::model::{Provider, Stock};
-
-fn stock(inventory: &Inventory) -> Stock {
-    Stock {
-        total: inventory.total,
-        reserved: inventory.reserved,
-        min_unit: 1,
-        max_unit: inventory.max_unit,
-        step_size: 1,
-        allocation_ratio: inventory.allocation_ratio,
-    }
-}
-
-fn inventory(stock: &Stock) -> Inventory {
-    Inventory {
-        total: stock.total,
-        reserved: stock.reserved,
-        allocation_ratio: stock.allocation_ratio,
-        max_unit: stock.max_unit,
-    }
-}
+use crate::logic::fits;
+use crate::model::Provider;
 
 /// The wanted inventories, none below what is claimed: a host that shrank is full, not overdrawn.
-fn floor(wanted: &BTreeMap<String, Inventory>, provider: &Provider) -> BTreeMap<String, Stock> {
-    let mut stocks: BTreeMap<String, Stock> = wanted.iter().map(|(c, i)| (c.clone(), stock(i))).collect();
+fn floor(wanted: &BTreeMap<String, Inventory>, provider: &Provider) -> BTreeMap<String, Inventory> {
+    let mut stocks = wanted.clone();
     for (class, used) in &provider.used {
         let kept = provider.inventories.get(class);
         let Some(kept) = kept else { continue };
         let new = stocks.entry(class.clone()).or_insert_with(|| kept.clone());
-        if capacity(new) < *used {
+        if new.capacity() < *used {
             // The ratio is the operator's; the total is what gives way, by the least amount.
             let ratio = if new.allocation_ratio > 0.0 { new.allocation_ratio } else { 1.0 };
             let need = (*used as f64 / ratio).ceil();
             new.total = new.reserved + need as u64;
-            while capacity(new) < *used {
+            while new.capacity() < *used {
                 new.total += 1;
             }
         }
@@ -70,7 +51,7 @@ fn ensure(
             parent: None,
             root: id,
             epoch: 1,
-            inventories: inventories.iter().map(|(c, i)| (c.clone(), stock(i))).collect(),
+            inventories: inventories.clone(),
             used: BTreeMap::new(),
             traits: wanted_traits,
             aggregates: Vec::new(),
@@ -99,6 +80,28 @@ pub(crate) fn has_room(provider: &Provider, resources: &BTreeMap<String, u64>) -
     })
 }
 
+/// A provider as other services see it.
+pub(crate) fn candidate(provider: Provider) -> Candidate {
+    Candidate {
+        provider: provider.id,
+        name: provider.name,
+        inventories: provider.inventories,
+        used: provider.used,
+        traits: provider.traits,
+    }
+}
+
+fn wanted(claim: &Claim) -> Wanted {
+    let amounts = claim.resources.iter().filter(|(_, n)| **n > 0).map(|(c, n)| (c.clone(), *n)).collect();
+    Wanted {
+        consumer: claim.consumer.0,
+        project: claim.project.clone(),
+        user: claim.user.clone(),
+        consumer_type: "INSTANCE".to_owned(),
+        claims: BTreeMap::from([(claim.provider, amounts)]),
+    }
+}
+
 #[async_trait]
 impl Placement for State {
     async fn ensure_provider(
@@ -112,46 +115,13 @@ impl Placement for State {
         self.store().write(move |tx| ensure(tx, id, &name, &inventories, &traits)).await
     }
 
-    async fn candidates(
-        &self,
-        resources: &BTreeMap<String, u64>,
-        required: &[String],
-        forbidden: &[String],
-    ) -> Result<Vec<Candidate>> {
-        let providers = self.store().read(|tx| tx.list::<Provider>(&Query::new())).await?;
-        let fit = providers.into_iter().filter(|p| {
-            has_room(p, resources)
-                && required.iter().all(|t| p.traits.contains(t))
-                && !forbidden.iter().any(|t| p.traits.contains(t))
-        });
-        Ok(fit
-            .map(|p| Candidate {
-                provider: p.id,
-                name: p.name,
-                inventories: p.inventories.iter().map(|(c, s)| (c.clone(), inventory(s))).collect(),
-                used: p.used,
-            })
-            .collect())
+    async fn providers(&self) -> Result<Vec<Arc<Candidate>>> {
+        self.providers.look(self.store()).await
     }
 
-    async fn allocate(
-        &self,
-        consumer: ServerId,
-        project: &ProjectId,
-        user: &UserId,
-        provider: ResourceProviderId,
-        resources: &BTreeMap<String, u64>,
-    ) -> Result<()> {
-        let amounts: BTreeMap<String, u64> =
-            resources.iter().filter(|(_, n)| **n > 0).map(|(c, n)| (c.clone(), *n)).collect();
-        let wanted = Wanted {
-            consumer: consumer.0,
-            project: project.clone(),
-            user: user.clone(),
-            consumer_type: "INSTANCE".to_owned(),
-            claims: BTreeMap::from([(provider, amounts)]),
-        };
-        self.store().write(move |tx| claims::set(tx, &wanted)).await
+    async fn allocate(&self, claims: &[Claim]) -> Result<Vec<Result<()>>> {
+        let wanted: Vec<Wanted> = claims.iter().map(wanted).collect();
+        self.store().write(move |tx| claims::set_many(tx, &wanted)).await
     }
 
     async fn deallocate(&self, consumer: ServerId) -> Result<()> {

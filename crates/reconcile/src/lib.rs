@@ -52,6 +52,16 @@ pub trait Reconciler: Send + Sync + 'static {
     /// Any error means: again, later.
     async fn reconcile(&self, key: &str) -> Result<Outcome>;
 
+    /// Works on several objects at once, where that is cheaper than one after the other; one answer for each, in their
+    /// order. Called with more than one key only where [`Options::batch`] says so.
+    async fn reconcile_many(&self, keys: &[String]) -> Vec<Result<Outcome>> {
+        let mut told = Vec::with_capacity(keys.len());
+        for key in keys {
+            told.push(self.reconcile(key).await);
+        }
+        told
+    }
+
     /// The shard of an object: of several replicas, the one that has it works on the object. Another than that of the key
     /// where the work needs what only one replica knows, as what a host reports.
     ///
@@ -73,6 +83,8 @@ pub trait Reconciler: Send + Sync + 'static {
 pub struct Options {
     /// Runs at the same time.
     pub workers: usize,
+    /// Keys that a run takes at most: those that are due when it begins.
+    pub batch: usize,
     /// Time between sweeps.
     pub sweep_every: Duration,
     /// Pauses after failures.
@@ -81,7 +93,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { workers: 8, sweep_every: Duration::from_secs(30), limits: Limits::default() }
+        Options { workers: 8, batch: 1, sweep_every: Duration::from_secs(30), limits: Limits::default() }
     }
 }
 
@@ -306,10 +318,13 @@ impl Task {
             while let Some(wake) = wakes.try_next() {
                 self.queue.push(&wake.key, Source::Wake, wake.seq);
             }
-            while running.len() < self.options.workers.max(1)
-                && let Some(key) = self.queue.pop()
-            {
-                running.spawn(self.clone().once(key));
+            while running.len() < self.options.workers.max(1) {
+                let keys: Vec<String> =
+                    std::iter::from_fn(|| self.queue.pop()).take(self.options.batch.max(1)).collect();
+                if keys.is_empty() {
+                    break;
+                }
+                running.spawn(self.clone().begin(keys));
             }
             // With all workers busy nothing can begin, however long it is due.
             let free = running.len() < self.options.workers.max(1);
@@ -383,26 +398,46 @@ impl Task {
         self.stir.notify_one();
     }
 
-    async fn once(self: Arc<Self>, key: String) {
+    async fn begin(self: Arc<Self>, keys: Vec<String>) {
         let began = Instant::now();
-        let fence = if self.views.borrow().alone {
-            None
-        } else {
+        if self.views.borrow().alone {
+            return self.once(keys, None, began).await;
+        }
+        // Keys of one shard share a fence.
+        let mut mine: Vec<(Fence, Vec<String>)> = Vec::new();
+        for key in keys {
             match self.mine(&key).await {
-                Ok(Some(fence)) => Some(fence),
-                Ok(None) => return self.pass_on(&key),
-                Err(error) => return self.ended(&key, Err(error), began),
+                Ok(Some(fence)) => match mine.iter_mut().find(|(f, _)| *f == fence) {
+                    Some((_, keys)) => keys.push(key),
+                    None => mine.push((fence, vec![key])),
+                },
+                Ok(None) => self.pass_on(&key),
+                Err(error) => self.ended(&key, Err(error), began),
+            }
+        }
+        futures::future::join_all(mine.into_iter().map(|(fence, keys)| self.once(keys, Some(fence), began))).await;
+    }
+
+    async fn once(&self, keys: Vec<String>, fence: Option<Fence>, began: Instant) {
+        let kind = self.reconciler.kind();
+        let first = keys.first().map(String::as_str);
+        let span = tracing::info_span!("reconcile", kind, key = first, keys = keys.len(), otel.name = %format_args!("reconcile {kind}"));
+        let run = async {
+            match keys.as_slice() {
+                [key] => vec![self.reconciler.reconcile(key).await],
+                keys => self.reconciler.reconcile_many(keys).await,
             }
         };
-        let kind = self.reconciler.kind();
-        let span = tracing::info_span!("reconcile", kind, key, otel.name = %format_args!("reconcile {kind}"));
-        let run = AssertUnwindSafe(self.reconciler.reconcile(&key)).catch_unwind().instrument(span);
-        let run = async move { run.await.unwrap_or_else(|_| Err(Error::internal("a reconciler panicked"))) };
-        let result = match fence {
+        let run = AssertUnwindSafe(run).catch_unwind().instrument(span);
+        let told = match fence {
             Some(fence) => store::fenced(fence, run).await,
             None => run.await,
         };
-        self.ended(&key, result, began);
+        let mut told = told.unwrap_or_default().into_iter();
+        for key in &keys {
+            let result = told.next().unwrap_or_else(|| Err(Error::internal("a reconciler panicked")));
+            self.ended(key, result, began);
+        }
     }
 
     /// The fence of a key that this replica works on; `None` where another does.

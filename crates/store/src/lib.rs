@@ -13,6 +13,7 @@ mod dump;
 mod gate;
 mod lease;
 mod migrate;
+mod mirror;
 mod outbox;
 mod postgres;
 mod query;
@@ -34,11 +35,12 @@ pub use dump::{Content, Counted};
 pub use gate::{Fate, Gate};
 pub use lease::Lease;
 pub use migrate::{Backfill, Migration, Pending, Schema, Step, StepKind};
+pub use mirror::Mirror;
 pub use outbox::{Subscription, Waiting, Wake};
 pub use query::{Order, Query};
 pub use resource::{ColumnKind, Meta, Resource, UniqueViolation, kind_of, unique_violation};
 pub use share::{Fence, Replica, Shares, fenced, shard_lease};
-pub use tx::Tx;
+pub use tx::{Tx, Version};
 pub use value::Value;
 
 /// How often a transaction is tried before its conflict is told to the caller.

@@ -181,12 +181,17 @@ impl Tx<'_> {
     /// Writes the transaction's wake-ups; called by the engines just before the commit.
     pub(crate) fn flush_wakes(&mut self) -> Result<Vec<Wake>> {
         let mut wakes = std::mem::take(&mut self.wakes);
+        if self.connection.postgres() && wakes.len() > 1 {
+            wakes = self.flush_many(&wakes)?;
+            self.connection.notify()?;
+            return Ok(wakes);
+        }
         for wake in &mut wakes {
             let mut sql =
                 Sql::new("INSERT INTO allod_outbox (kind, object) VALUES (", self.connection.postgres());
             sql.bind(Value::Text(wake.kind.to_owned())).push(", ").bind(Value::Text(wake.key.clone()));
             sql.push(") RETURNING seq");
-            let rows = self.connection.query(&sql.text, &sql.params)?;
+            let rows = self.rows(&sql)?;
             wake.seq = rows.first().and_then(|r| r.first()).map_or(0, Value::int);
         }
         if !wakes.is_empty() {
@@ -195,11 +200,34 @@ impl Tx<'_> {
         Ok(wakes)
     }
 
+    /// One statement for all; they come back in the order of their places.
+    fn flush_many(&mut self, wakes: &[Wake]) -> Result<Vec<Wake>> {
+        let kinds: BTreeMap<&str, &'static str> = wakes.iter().map(|w| (w.kind, w.kind)).collect();
+        let list: Vec<[&str; 2]> = wakes.iter().map(|w| [w.kind, w.key.as_str()]).collect();
+        let list = serde_json::to_string(&list).map_err(Error::internal)?;
+        let mut sql = Sql::new(
+            "INSERT INTO allod_outbox (kind, object) SELECT v.w->>0, v.w->>1 FROM jsonb_array_elements(CAST(CAST(",
+            true,
+        );
+        sql.bind(Value::Text(list)).push(" AS TEXT) AS JSONB)) AS v(w) RETURNING seq, kind, object");
+        let mut told: Vec<Wake> = self
+            .rows(&sql)?
+            .into_iter()
+            .filter_map(|row| {
+                let mut row = row.into_iter();
+                let seq = row.next()?.int();
+                Some(Wake { kind: kinds.get(row.next()?.text().as_str())?, key: row.next()?.text(), seq })
+            })
+            .collect();
+        told.sort_by_key(|w| w.seq);
+        Ok(told)
+    }
+
     pub(crate) fn pending_wakes(&mut self, kind: &'static str) -> Result<Vec<Wake>> {
         let mut sql =
             Sql::new("SELECT seq, object FROM allod_outbox WHERE kind = ", self.connection.postgres());
         sql.bind(Value::Text(kind.to_owned())).push(" ORDER BY seq");
-        let rows = self.connection.query(&sql.text, &sql.params)?;
+        let rows = self.rows(&sql)?;
         Ok(rows
             .into_iter()
             .filter_map(|row| {
@@ -254,7 +282,7 @@ impl crate::Store {
             } else {
                 sql.push("value FROM json_each(").bind(Value::Text(list.clone())).push("))");
             }
-            tx.connection.execute(&sql.text, &sql.params)?;
+            tx.change(&sql)?;
             Ok(())
         })
         .await?;

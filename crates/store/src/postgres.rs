@@ -7,7 +7,7 @@ use std::time::Duration;
 use base::{Clock, Error, Result, Timestamp};
 use bytes::BytesMut;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::runtime::Handle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
@@ -109,7 +109,7 @@ impl Postgres {
         let origin = self.origin.clone();
         let runtime = Handle::current();
         let run = move || {
-            let mut session = Session { client, runtime, origin, again: None };
+            let mut session = Session { client, runtime, origin, begin: None, again: None };
             match session.transaction(&*work, now, writable) {
                 Ok((value, wakes)) => {
                     outbox.deliver(wakes);
@@ -204,6 +204,8 @@ struct Session {
     client: deadpool_postgres::Object,
     runtime: Handle,
     origin: Arc<str>,
+    /// The beginning of the transaction, which is sent together with its first statement: no round trip of its own.
+    begin: Option<&'static str>,
     again: Option<Again>,
 }
 
@@ -217,18 +219,28 @@ impl Session {
         writable: bool,
     ) -> std::result::Result<(T, Vec<Wake>), Ended<T>> {
         // A snapshot is all that a read needs, and it never fails for others' writes.
-        let mode = if writable { "SERIALIZABLE READ WRITE" } else { "REPEATABLE READ READ ONLY" };
-        let mut violated = false;
-        let begun = self.batch(&format!("BEGIN ISOLATION LEVEL {mode}")).map_err(Error::from);
-        let result = begun.and_then(|()| {
+        self.begin = Some(if writable {
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE"
+        } else {
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        });
+        let (result, violated) = {
             let mut tx = Tx::new(self, now, writable);
             let done = catch_unwind(AssertUnwindSafe(|| {
                 let value = work(&mut tx)?;
                 Ok((value, tx.flush_wakes()?))
             }));
-            violated = tx.violated;
-            done.unwrap_or_else(|_| Err(Error::internal("a transaction panicked")))
-        });
+            (done.unwrap_or_else(|_| Err(Error::internal("a transaction panicked"))), tx.violated)
+        };
+        if self.begin.take().is_some() && self.again.is_none() {
+            // Nothing was asked of the database.
+            return result.map_err(|error| Ended::of(Err(error)));
+        }
+        if !writable && self.again.is_none() {
+            // Nobody waits for the end of a read: whoever has the connection next comes after it.
+            let _ = self.client.batch_execute("COMMIT").now_or_never();
+            return result.map_err(|error| Ended::of(Err(error)));
+        }
         if let Some(again) = self.again.take() {
             let _ = self.batch("ROLLBACK");
             return Err(match again {
@@ -255,6 +267,13 @@ impl Session {
                     Ended::of(Err(error))
                 })
             }
+        }
+    }
+
+    /// Sends the beginning without waiting for its answer: should it be refused, so is the statement that follows.
+    fn begin(&mut self) {
+        if let Some(begin) = self.begin.take() {
+            let _ = self.client.batch_execute(begin).now_or_never();
         }
     }
 
@@ -332,6 +351,7 @@ impl Connection for Session {
     }
 
     fn query(&mut self, sql: &str, params: &[Value]) -> Answer<Vec<Vec<Value>>> {
+        self.begin();
         let rows = self.runtime.block_on(async {
             let statement = self.client.prepare_cached(sql).await?;
             self.client.query(&statement, &borrowed(params)).await
@@ -346,6 +366,7 @@ impl Connection for Session {
     }
 
     fn execute(&mut self, sql: &str, params: &[Value]) -> Answer<u64> {
+        self.begin();
         let changed = self.runtime.block_on(async {
             let statement = self.client.prepare_cached(sql).await?;
             self.client.execute(&statement, &borrowed(params)).await
@@ -354,6 +375,7 @@ impl Connection for Session {
     }
 
     fn execute_unique(&mut self, sql: &str, params: &[Value]) -> Answer<u64> {
+        self.begin();
         let changed = self.runtime.block_on(async {
             let client = &self.client;
             let statement = client.prepare_cached(sql).await?;
@@ -377,6 +399,7 @@ impl Connection for Session {
     }
 
     fn batch(&mut self, sql: &str) -> Answer<()> {
+        self.begin();
         let done = self.runtime.block_on(self.client.batch_execute(sql));
         done.map_err(|e| self.failure(e))
     }

@@ -220,6 +220,21 @@ impl Sql {
         self
     }
 
+    /// A table `v` with the columns `id`, `body`, `held` and a resource's own, made of JSON records (PostgreSQL only).
+    pub fn records<R: Resource>(&mut self, columns: &[&'static str], rows: Vec<serde_json::Value>) -> &mut Self {
+        self.push("jsonb_to_recordset(CAST(CAST(")
+            .bind(Value::Text(serde_json::Value::Array(rows).to_string()))
+            .push(" AS TEXT) AS JSONB)) AS v(id TEXT, body TEXT, held BIGINT");
+        for column in columns {
+            let kind = match R::column_kind(column) {
+                Some(ColumnKind::Int) => " BIGINT",
+                _ => " TEXT",
+            };
+            self.push(", ").push(&ident(column)).push(kind);
+        }
+        self.push(")")
+    }
+
     /// ` WHERE …` of the query's filters.
     pub fn filters<R: Resource>(&mut self, query: &Query) -> Result<()> {
         if let Some(broken) = &query.broken {

@@ -53,6 +53,15 @@ pub struct Tx<'a> {
     pub(crate) violated: bool,
     /// Rows may have fields that this program does not know: they are kept.
     behind: bool,
+    /// Statements so far.
+    statements: u64,
+}
+
+impl Drop for Tx<'_> {
+    fn drop(&mut self) {
+        let kind = if self.writable { "write" } else { "read" };
+        metrics::counter!("allod_store_statements_total", "kind" => kind).increment(self.statements);
+    }
 }
 
 /// A compare-and-set that met another revision. A transaction reads its own snapshot, so the copy came from outside it
@@ -74,7 +83,7 @@ pub(crate) fn is_stale(error: &Error) -> bool {
 
 impl<'a> Tx<'a> {
     pub(crate) fn new(connection: &'a mut dyn Connection, now: Timestamp, writable: bool) -> Self {
-        Tx { connection, now, writable, wakes: Vec::new(), violated: false, behind: false }
+        Tx { connection, now, writable, wakes: Vec::new(), violated: false, behind: false, statements: 0 }
     }
 
     pub(crate) fn keep_unknown(&mut self, behind: bool) {
@@ -90,8 +99,14 @@ impl<'a> Tx<'a> {
         Sql::new(text, self.connection.postgres())
     }
 
-    fn rows(&mut self, sql: &Sql) -> Result<Vec<Vec<Value>>> {
+    pub(crate) fn rows(&mut self, sql: &Sql) -> Result<Vec<Vec<Value>>> {
+        self.statements += 1;
         Ok(self.connection.query(&sql.text, &sql.params)?)
+    }
+
+    pub(crate) fn change(&mut self, sql: &Sql) -> Result<u64> {
+        self.statements += 1;
+        Ok(self.connection.execute(&sql.text, &sql.params)?)
     }
 
     fn may_write(&self) -> Result<()> {
@@ -241,6 +256,7 @@ impl<'a> Tx<'a> {
     }
 
     fn execute_unique<R: Resource>(&mut self, sql: &Sql) -> Result<u64> {
+        self.statements += 1;
         self.connection.execute_unique(&sql.text, &sql.params).map_err(|failure| match failure {
             Failure::Unique(what) => {
                 self.violated = true;
@@ -248,6 +264,102 @@ impl<'a> Tx<'a> {
             }
             other => other.into(),
         })
+    }
+
+    /// As [`Tx::insert`] for several at once: on PostgreSQL one statement, whatever their number.
+    ///
+    /// # Errors
+    /// As [`Tx::insert`]; then none is inserted.
+    pub fn insert_many<R: Resource>(&mut self, resources: &mut [R]) -> Result<()> {
+        if !self.connection.postgres() || resources.len() < 2 {
+            return resources.iter_mut().try_for_each(|r| self.insert(r));
+        }
+        self.may_write()?;
+        let now = self.now;
+        for resource in resources.iter_mut() {
+            *resource.meta_mut() =
+                crate::Meta { generation: 1, revision: 1, created_at: now, updated_at: now };
+        }
+        let columns = R::columns();
+        let rows = resources.iter().map(|r| record(r, &columns)).collect::<Result<Vec<_>>>()?;
+        let names: String = columns.iter().map(|c| format!(", {}", ident(c))).collect();
+        let mut sql = self.sql(format!(
+            "INSERT INTO {} (id, body, generation, revision, created_at, updated_at{names}) \
+             SELECT id, body, 1, 1, ",
+            ident(R::TABLE)
+        ));
+        sql.push("CAST(").bind(Value::Int(now.0)).push(" AS BIGINT), CAST(").bind(Value::Int(now.0));
+        sql.push(" AS BIGINT)").push(&names).push(" FROM ");
+        sql.records::<R>(&columns, rows);
+        self.execute_unique::<R>(&sql).map(drop)
+    }
+
+    /// As [`Tx::update`] for several at once: on PostgreSQL one statement, whatever their number.
+    ///
+    /// # Errors
+    /// As [`Tx::update`]; then none is written.
+    pub fn update_many<R: Resource>(&mut self, resources: &mut [R]) -> Result<()> {
+        self.put_many(resources, 1)
+    }
+
+    /// As [`Tx::update_status`] for several at once.
+    ///
+    /// # Errors
+    /// As [`Tx::update`]; then none is written.
+    pub fn update_status_many<R: Resource>(&mut self, resources: &mut [R]) -> Result<()> {
+        self.put_many(resources, 0)
+    }
+
+    fn put_many<R: Resource>(&mut self, resources: &mut [R], generations: u64) -> Result<()> {
+        if !self.connection.postgres() || resources.len() < 2 || self.behind {
+            return resources.iter_mut().try_for_each(|r| self.put(r, generations));
+        }
+        self.may_write()?;
+        let columns = R::columns();
+        let rows = resources.iter().map(|r| record(r, &columns)).collect::<Result<Vec<_>>>()?;
+        let wanted = rows.len() as u64;
+        let mut sql = self.sql(format!("UPDATE {} AS t SET body = v.body, ", ident(R::TABLE)));
+        let grow = i64::try_from(generations).unwrap_or(0);
+        sql.push("generation = t.generation + ").bind(Value::Int(grow));
+        sql.push(", revision = t.revision + 1, updated_at = ").bind(Value::Int(self.now.0));
+        for column in &columns {
+            let name = ident(column);
+            sql.push(", ").push(&name).push(" = v.").push(&name);
+        }
+        sql.push(" FROM ").records::<R>(&columns, rows);
+        sql.push(" WHERE t.id = v.id AND t.revision = v.held");
+        let changed =
+            if R::UNIQUE.is_empty() { self.change(&sql)? } else { self.execute_unique::<R>(&sql)? };
+        if changed != wanted {
+            return Err(Error::retry(Stale(format!("one of {wanted} {}s", R::KIND))));
+        }
+        for resource in resources {
+            let now = self.now;
+            let meta = resource.meta_mut();
+            meta.generation += generations;
+            meta.revision += 1;
+            meta.updated_at = now;
+        }
+        Ok(())
+    }
+
+    /// Id, generation, revision and last change of what matches: what is needed to know whether a copy is still good.
+    ///
+    /// # Errors
+    /// As [`Tx::list`].
+    pub fn versions<R: Resource>(&mut self, query: &Query) -> Result<Vec<(String, Version)>> {
+        let rows = self.select::<R>("id, generation, revision, updated_at", query)?;
+        let unsigned = |v: Option<Value>| v.and_then(|v| u64::try_from(v.int()).ok()).unwrap_or(0);
+        Ok(rows
+            .into_iter()
+            .filter_map(|row| {
+                let mut row = row.into_iter();
+                let id = row.next()?.text();
+                let (generation, revision) = (unsigned(row.next()), unsigned(row.next()));
+                let updated_at = Timestamp(row.next().as_ref().map_or(0, Value::int));
+                Some((id, Version { generation, revision, updated_at }))
+            })
+            .collect())
     }
 
     /// Writes a change of the spec: generation + 1, revision + 1.
@@ -293,7 +405,7 @@ impl<'a> Tx<'a> {
         sql.push(" WHERE id = ").bind(Value::Text(resource.id().to_string()));
         sql.push(" AND revision = ").bind(number(held.revision));
         let changed = if R::UNIQUE.is_empty() {
-            self.connection.execute(&sql.text, &sql.params)?
+            self.change(&sql)?
         } else {
             self.execute_unique::<R>(&sql)?
         };
@@ -331,7 +443,7 @@ impl<'a> Tx<'a> {
         self.may_write()?;
         let mut sql = self.sql(format!("DELETE FROM {} WHERE id = ", ident(R::TABLE)));
         sql.bind(Value::Text(id.to_string()).no_nul()?);
-        Ok(self.connection.execute(&sql.text, &sql.params)? > 0)
+        Ok(self.change(&sql)? > 0)
     }
 
     /// Deletes all that match; answers how many (order and page are ignored).
@@ -342,7 +454,7 @@ impl<'a> Tx<'a> {
         self.may_write()?;
         let mut sql = self.sql(format!("DELETE FROM {}", ident(R::TABLE)));
         sql.filters::<R>(query)?;
-        Ok(self.connection.execute(&sql.text, &sql.params)?)
+        self.change(&sql)
     }
 
     /// Wakes the reconciler `kind` for `key` once this transaction is committed, and again after a crash until it was
@@ -371,6 +483,43 @@ fn decode<R: Resource>(row: Vec<Value>) -> Result<R> {
         updated_at: Timestamp(next()),
     };
     Ok(resource)
+}
+
+/// Which state of a row a copy is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version {
+    /// [`crate::Meta::generation`].
+    pub generation: u64,
+    /// [`crate::Meta::revision`].
+    pub revision: u64,
+    /// [`crate::Meta::updated_at`]: tells a row from one that was deleted and made again.
+    pub updated_at: Timestamp,
+}
+
+impl Version {
+    /// The version of a copy.
+    pub fn of(meta: &crate::Meta) -> Self {
+        Version { generation: meta.generation, revision: meta.revision, updated_at: meta.updated_at }
+    }
+}
+
+/// A resource as a record of [`Sql::records`].
+fn record<R: Resource>(resource: &R, columns: &[&'static str]) -> Result<serde_json::Value> {
+    let (body, values) = encode(resource, columns)?;
+    let id = Value::Text(resource.id().to_string()).no_nul()?.text();
+    let mut map = serde_json::Map::new();
+    map.insert("id".into(), id.into());
+    map.insert("body".into(), body.into());
+    map.insert("held".into(), resource.meta().revision.into());
+    for (column, value) in columns.iter().zip(values) {
+        let value = match value {
+            Value::Null => serde_json::Value::Null,
+            Value::Int(n) => n.into(),
+            Value::Text(text) => text.into(),
+        };
+        map.insert((*column).to_owned(), value);
+    }
+    Ok(serde_json::Value::Object(map))
 }
 
 /// Body and column values of a resource.

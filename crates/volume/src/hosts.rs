@@ -1,6 +1,6 @@
 //! What hosts are told and what they say: [`contract::services::HostPart`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use base::{HostId, Result, SnapshotId, Timestamp, VolumeId};
@@ -32,50 +32,35 @@ pub(crate) struct Seen {
 
 #[async_trait]
 impl HostPart for State {
-    async fn contribute(&self, host: HostId, spec: &mut HostSpec) -> Result<()> {
-        let disks = |s: &contract::host::ServerSpec| s.disks.iter().filter_map(volume_of).collect::<Vec<_>>();
-        let attached: Vec<VolumeId> = spec.servers.iter().flat_map(disks).collect();
-        self.bind(host, attached).await?;
+    async fn contribute(&self, specs: &mut [HostSpec]) -> Result<()> {
+        for spec in specs.iter() {
+            let attached: Vec<VolumeId> = spec.servers.iter().flat_map(|s| &s.disks).filter_map(volume_of).collect();
+            self.bind(spec.host, attached).await?;
+        }
+        let hosts: Vec<HostId> = specs.iter().map(|s| s.host).collect();
         let (volumes, snapshots) = self
             .store
             .read(move |tx| {
-                let here = || Query::new().eq("host", host);
+                let here = || Query::new().is_in("host", &hosts);
                 Ok((tx.list::<Volume>(&here())?, tx.list::<Snapshot>(&here())?))
             })
             .await?;
-        // What another volume is still being made from stays until that is done.
-        let mut needed_volumes: BTreeSet<VolumeId> = BTreeSet::new();
-        let mut needed_snapshots: BTreeSet<SnapshotId> = BTreeSet::new();
-        for volume in volumes.iter().filter(|v| !v.made && !v.doomed) {
-            match &volume.source {
-                VolumeSource::Volume(id) => drop(needed_volumes.insert(*id)),
-                VolumeSource::Snapshot(id) => drop(needed_snapshots.insert(*id)),
-                VolumeSource::Blank | VolumeSource::Image(_) => {}
+        let mut by_host: BTreeMap<HostId, (Vec<Volume>, Vec<Snapshot>)> = BTreeMap::new();
+        for volume in volumes {
+            if let Some(host) = volume.host {
+                by_host.entry(host).or_default().0.push(volume);
             }
         }
-        for snapshot in snapshots.iter().filter(|s| !s.made && !s.doomed) {
-            needed_volumes.insert(snapshot.volume_id);
+        for snapshot in snapshots {
+            if let Some(host) = snapshot.host {
+                by_host.entry(host).or_default().1.push(snapshot);
+            }
         }
-        spec.volumes.extend(volumes.into_iter().filter(|v| !v.doomed || needed_volumes.contains(&v.id)).map(
-            |v| VolumeSpec {
-                id: v.id,
-                generation: v.meta.generation,
-                size_gib: v.size_gib,
-                // Once made it has to be there: a host that lost it must not hide that with a new one.
-                source: if v.made { VolumeSource::Volume(v.id) } else { v.source },
-            },
-        ));
-        let keep = |s: &Snapshot| {
-            let wanted = s.made || s.status == status::CREATING;
-            (wanted && !s.doomed) || needed_snapshots.contains(&s.id)
-        };
-        spec.snapshots.extend(snapshots.into_iter().filter(keep).map(|s| SnapshotSpec {
-            id: s.id,
-            generation: s.meta.generation,
-            volume: s.volume_id,
-        }));
-        spec.volumes.sort_by_key(|v| v.id);
-        spec.snapshots.sort_by_key(|s| s.id);
+        for spec in specs {
+            if let Some((volumes, snapshots)) = by_host.remove(&spec.host) {
+                add(spec, volumes, snapshots);
+            }
+        }
         Ok(())
     }
 
@@ -131,6 +116,43 @@ impl HostPart for State {
         }
         Ok(())
     }
+}
+
+/// Adds what a host shall store to its spec.
+fn add(spec: &mut HostSpec, volumes: Vec<Volume>, snapshots: Vec<Snapshot>) {
+    // What another volume is still being made from stays until that is done.
+    let mut needed_volumes: BTreeSet<VolumeId> = BTreeSet::new();
+    let mut needed_snapshots: BTreeSet<SnapshotId> = BTreeSet::new();
+    for volume in volumes.iter().filter(|v| !v.made && !v.doomed) {
+        match &volume.source {
+            VolumeSource::Volume(id) => drop(needed_volumes.insert(*id)),
+            VolumeSource::Snapshot(id) => drop(needed_snapshots.insert(*id)),
+            VolumeSource::Blank | VolumeSource::Image(_) => {}
+        }
+    }
+    for snapshot in snapshots.iter().filter(|s| !s.made && !s.doomed) {
+        needed_volumes.insert(snapshot.volume_id);
+    }
+    spec.volumes.extend(volumes.into_iter().filter(|v| !v.doomed || needed_volumes.contains(&v.id)).map(
+        |v| VolumeSpec {
+            id: v.id,
+            generation: v.meta.generation,
+            size_gib: v.size_gib,
+            // Once made it has to be there: a host that lost it must not hide that with a new one.
+            source: if v.made { VolumeSource::Volume(v.id) } else { v.source },
+        },
+    ));
+    let keep = |s: &Snapshot| {
+        let wanted = s.made || s.status == status::CREATING;
+        (wanted && !s.doomed) || needed_snapshots.contains(&s.id)
+    };
+    spec.snapshots.extend(snapshots.into_iter().filter(keep).map(|s| SnapshotSpec {
+        id: s.id,
+        generation: s.meta.generation,
+        volume: s.volume_id,
+    }));
+    spec.volumes.sort_by_key(|v| v.id);
+    spec.snapshots.sort_by_key(|s| s.id);
 }
 
 fn volume_of(disk: &contract::host::DiskSpec) -> Option<VolumeId> {

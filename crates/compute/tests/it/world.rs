@@ -141,17 +141,22 @@ impl Networks for Nets {
         }
         Ok(vec![SecurityGroupId(uuid::Uuid::nil())])
     }
-    async fn ensure_port(&self, r: &PortRequest) -> Result<PortInfo> {
+    async fn ensure_ports(&self, requests: &[PortRequest]) -> Result<Vec<PortInfo>> {
         self.faults.check()?;
         if self.full.load(Ordering::SeqCst) {
             return Err(Error::over_quota("Quota exceeded for resources: ['port']."));
         }
-        if let Some(held) = self.ports.lock().get(&r.id) {
-            return Ok(held.clone());
+        let mut made = Vec::new();
+        for r in requests {
+            let held = self.ports.lock().get(&r.id).cloned();
+            let mut port = held.unwrap_or_else(|| {
+                self.make(r.id, r.network_id, r.project_id.clone(), r.device_id.clone(), r.fixed_ip)
+            });
+            port.host = Some(r.host.clone());
+            self.ports.lock().insert(r.id, port.clone());
+            made.push(port);
         }
-        let port = self.make(r.id, r.network_id, r.project_id.clone(), r.device_id.clone(), r.fixed_ip);
-        self.ports.lock().insert(r.id, port.clone());
-        Ok(port)
+        Ok(made)
     }
     async fn claim_port(&self, port: PortId, device: &str, _: &str) -> Result<PortInfo> {
         self.faults.check()?;
@@ -312,10 +317,12 @@ impl Volumes for Vols {
 
 #[async_trait]
 impl HostPart for Vols {
-    async fn contribute(&self, host: HostId, spec: &mut HostSpec) -> Result<()> {
-        for v in self.volumes.lock().values().filter(|v| v.host == Some(host)) {
-            let source = VolumeSource::Blank;
-            spec.volumes.push(VolumeSpec { id: v.id, generation: 1, size_gib: v.size_gib, source });
+    async fn contribute(&self, specs: &mut [HostSpec]) -> Result<()> {
+        for spec in specs {
+            for v in self.volumes.lock().values().filter(|v| v.host == Some(spec.host)) {
+                let source = VolumeSource::Blank;
+                spec.volumes.push(VolumeSpec { id: v.id, generation: 1, size_gib: v.size_gib, source });
+            }
         }
         Ok(())
     }
@@ -606,7 +613,7 @@ impl World {
         for one in self.state.reconcilers() {
             let limits =
                 reconcile::Limits { first: Duration::from_millis(5), most: Duration::from_millis(50) };
-            let options = reconcile::Options { workers: 16, limits, ..reconcile::Options::default() };
+            let options = reconcile::Options { workers: 4, batch: 16, limits, ..reconcile::Options::default() };
             controller = controller.add(one, options);
         }
         let handle = controller.start().await.unwrap();

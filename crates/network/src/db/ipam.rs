@@ -13,17 +13,26 @@ use crate::model::{Allocation, FixedIp, Subnet};
 /// Random picks before the pool is read whole: with half the pool in use, one in 250 requests reads it.
 const PROBES: usize = 8;
 
-fn insert(tx: &mut Tx<'_>, subnet: &Subnet, port: PortId, ip: IpAddr) -> Result<FixedIp> {
-    let mut row = Allocation {
+fn allocation(subnet: &Subnet, port: PortId, ip: IpAddr) -> Allocation {
+    Allocation {
         id: AddressKey::of(subnet.id, ip),
         meta: Meta::default(),
         subnet_id: subnet.id,
         network_id: subnet.network_id,
         port_id: port,
         ip,
-    };
-    tx.insert(&mut row)?;
+    }
+}
+
+fn insert(tx: &mut Tx<'_>, subnet: &Subnet, port: PortId, ip: IpAddr) -> Result<FixedIp> {
+    tx.insert(&mut allocation(subnet, port, ip))?;
     Ok(FixedIp { subnet_id: subnet.id, ip_address: ip })
+}
+
+/// A random address of the pools.
+fn any(entropy: &Entropy, subnet: &Subnet, capacity: u128) -> Option<IpAddr> {
+    let n = (u128::from(entropy.u64()) << 64 | u128::from(entropy.u64())) % capacity;
+    ipam::nth(&subnet.allocation_pools, n)
 }
 
 /// Takes this address for the port.
@@ -51,13 +60,51 @@ pub fn take_any(
         return Ok(None);
     }
     for _ in 0..PROBES {
-        let n = (u128::from(entropy.u64()) << 64 | u128::from(entropy.u64())) % capacity;
-        let Some(ip) = ipam::nth(pools, n) else { continue };
+        let Some(ip) = any(entropy, subnet, capacity) else { continue };
         if tx.get::<Allocation>(&AddressKey::of(subnet.id, ip))?.is_none() {
             return insert(tx, subnet, port, ip).map(Some);
         }
     }
     take_first(tx, subnet, port)
+}
+
+/// Takes any free address for each port; `None` where there are not enough.
+pub fn take_many(
+    tx: &mut Tx<'_>,
+    entropy: &Entropy,
+    subnet: &Subnet,
+    ports: &[PortId],
+) -> Result<Option<Vec<FixedIp>>> {
+    let capacity = ipam::capacity(&subnet.allocation_pools);
+    if capacity == 0 {
+        return Ok(None);
+    }
+    let mut found: BTreeSet<IpAddr> = BTreeSet::new();
+    for _ in 0..PROBES {
+        let missing = ports.len() - found.len();
+        if missing == 0 {
+            break;
+        }
+        let probes: BTreeSet<IpAddr> = (0..missing).filter_map(|_| any(entropy, subnet, capacity)).collect();
+        let keys = probes.iter().map(|ip| AddressKey::of(subnet.id, *ip).to_string());
+        let taken: BTreeSet<String> =
+            tx.list_ids::<Allocation>(&Query::new().is_in("id", keys))?.into_iter().collect();
+        let free = |ip: &IpAddr| !taken.contains(&AddressKey::of(subnet.id, *ip).to_string());
+        found.extend(probes.into_iter().filter(free));
+    }
+    let mut rows: Vec<Allocation> =
+        ports.iter().zip(&found).map(|(port, ip)| allocation(subnet, *port, *ip)).collect();
+    tx.insert_many(&mut rows)?;
+    let mut ips: Vec<FixedIp> =
+        rows.iter().map(|a| FixedIp { subnet_id: subnet.id, ip_address: a.ip }).collect();
+    // A pool that is nearly full is searched for the rest.
+    for port in ports.iter().skip(ips.len()) {
+        match take_first(tx, subnet, *port)? {
+            Some(ip) => ips.push(ip),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(ips))
 }
 
 /// Takes the lowest free address of the pools.

@@ -98,14 +98,65 @@ pub fn create(
     Ok(port)
 }
 
-fn join(tx: &mut Tx<'_>, group: SecurityGroupId, port: PortId) -> Result<()> {
-    let mut row = Member {
-        id: MemberKey::of(group, port),
-        meta: Meta::default(),
-        security_group_id: group,
-        port_id: port,
+/// As [`create`] for ports of one network that take any address, in as few statements as can be.
+///
+/// # Errors
+/// As [`create`]; then the transaction must not be committed.
+pub fn create_many(
+    tx: &mut Tx<'_>,
+    env: &Env,
+    subnets: &[Subnet],
+    mut ports: Vec<Port>,
+) -> Result<Vec<Port>> {
+    let Some(net) = ports.first().map(|p| p.network_id) else { return Ok(ports) };
+    let v6 = |s: &&Subnet| s.cidr.network().is_ipv6();
+    let several = subnets.iter().filter(v6).count() > 1 || subnets.iter().filter(|s| !v6(s)).count() > 1;
+    let plain = |s: &Subnet| {
+        s.service_types.is_empty() && !addresses::is_auto(s.ipv6_address_mode.as_deref())
     };
-    tx.insert(&mut row)
+    if several || ports.len() < 2 || !subnets.iter().all(plain) {
+        return ports.into_iter().map(|port| create(tx, env, subnets, port, None, false)).collect();
+    }
+    let mut seen = BTreeSet::new();
+    loop {
+        let macs = ports.iter().map(|p| p.mac_address);
+        let taken = tx.list::<Port>(&Query::new().eq("network_id", net).is_in("mac_address", macs))?;
+        seen.extend(taken.into_iter().map(|p| p.mac_address));
+        let mut again = false;
+        for port in &mut ports {
+            while !seen.insert(port.mac_address) {
+                port.mac_address = MacAddr::random(&env.entropy);
+                again = true;
+            }
+        }
+        if !again {
+            break;
+        }
+        seen.clear();
+    }
+    for subnet in subnets {
+        let ids: Vec<PortId> = ports.iter().map(|p| p.id).collect();
+        let ips = ipam::take_many(tx, &env.entropy, subnet, &ids)?.ok_or_else(|| exhausted(net))?;
+        for (port, ip) in ports.iter_mut().zip(ips) {
+            port.fixed_ips.push(ip);
+        }
+    }
+    tx.insert_many(&mut ports)?;
+    let of = |p: &Port| p.security_groups.iter().map(|g| member(*g, p.id)).collect::<Vec<_>>();
+    let mut members: Vec<Member> = ports.iter().flat_map(of).collect();
+    tx.insert_many(&mut members)?;
+    for port in &ports {
+        wake(tx, Key::Port(port.id))?;
+    }
+    Ok(ports)
+}
+
+fn member(group: SecurityGroupId, port: PortId) -> Member {
+    Member { id: MemberKey::of(group, port), meta: Meta::default(), security_group_id: group, port_id: port }
+}
+
+fn join(tx: &mut Tx<'_>, group: SecurityGroupId, port: PortId) -> Result<()> {
+    tx.insert(&mut member(group, port))
 }
 
 /// Replaces the port's groups.

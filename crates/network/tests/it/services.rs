@@ -2,11 +2,11 @@
 
 use api::testing::caller;
 use base::{PortId, ProjectId};
-use contract::services::{Networks, PortRequest};
+use contract::services::{Networks, PortInfo, PortRequest};
 use network::PrivateNetwork;
 use serde_json::json;
 
-use crate::world::{Wishes, cidr, world};
+use crate::world::{Wishes, World, cidr, world};
 
 fn request(id: PortId, net: base::NetworkId) -> PortRequest {
     PortRequest {
@@ -19,7 +19,39 @@ fn request(id: PortId, net: base::NetworkId) -> PortRequest {
         device_id: "server-1".into(),
         device_owner: "compute:nova".into(),
         dns_name: "vm".into(),
+        host: String::new(),
     }
+}
+
+async fn one(w: &World, request: PortRequest) -> base::Result<PortInfo> {
+    let mut ports = w.st.ensure_ports(&[request]).await?;
+    Ok(ports.pop().expect("one was asked for"))
+}
+
+/// Many ports at once have an address each and a group each, go to their hosts, and all or none are made.
+#[tokio::test]
+async fn many_at_once() {
+    let w = world().await;
+    let own = w.own();
+    let net: base::NetworkId = own.network("n").await.parse().unwrap();
+    own.subnet(&net.to_string(), "10.0.0.0/26").await.expect(201);
+    let id = |n: u128| PortId(uuid::Uuid::from_u128(n));
+    let on = |n: u128, host: &str| PortRequest { host: host.into(), ..request(id(n), net) };
+    let ports = w.st.ensure_ports(&(1..=50).map(|n| on(n, "h1")).collect::<Vec<_>>()).await.unwrap();
+    let ips: std::collections::BTreeSet<_> = ports.iter().map(|p| p.fixed_ips[0].ip).collect();
+    let macs: std::collections::BTreeSet<_> = ports.iter().map(|p| p.mac).collect();
+    assert_eq!((ips.len(), macs.len()), (50, 50));
+    let right = |p: &PortInfo| p.host.as_deref() == Some("h1") && p.security_groups[0].1 == "default";
+    assert!(ports.iter().all(right));
+    // Some are there already and go to another host; the pool has room for ten more and not for eleven.
+    let more = |to: u128| (41..=to).map(|n| on(n, "h2")).collect::<Vec<_>>();
+    assert_eq!(w.st.ensure_ports(&more(61)).await.unwrap_err().kind(), api::Kind::Conflict);
+    let auth = caller("member:p1").unwrap();
+    assert!(w.st.port(&auth, id(51)).await.is_err(), "all or none");
+    assert_eq!(w.st.port(&auth, id(41)).await.unwrap().host.as_deref(), Some("h1"));
+    let again = w.st.ensure_ports(&more(60)).await.unwrap();
+    assert_eq!((again.len(), again[0].fixed_ips[0].ip), (20, ports[40].fixed_ips[0].ip));
+    assert!(again.iter().all(|p| p.host.as_deref() == Some("h2")));
 }
 
 #[tokio::test]
@@ -39,8 +71,8 @@ async fn a_servers_port_from_wish_to_end() {
     assert_eq!(available.iter().map(|n| n.name.as_str()).collect::<Vec<_>>(), ["private"]);
 
     let id = PortId(uuid::Uuid::from_u128(1));
-    let port = w.st.ensure_port(&request(id, net)).await.unwrap();
-    assert_eq!(w.st.ensure_port(&request(id, net)).await.unwrap(), port);
+    let port = one(&w, request(id, net)).await.unwrap();
+    assert_eq!(one(&w, request(id, net)).await.unwrap(), port);
     assert_eq!(port.security_groups[0].1, "default");
     assert_eq!((port.mtu, port.network_name.as_str()), (1442, "private"));
     let fixed = &port.fixed_ips[0];
@@ -97,15 +129,15 @@ async fn refusals_have_their_kind() {
     let own = w.own();
     let empty: base::NetworkId = own.network("empty").await.parse().unwrap();
     let id = PortId(uuid::Uuid::from_u128(2));
-    assert_eq!(w.st.ensure_port(&request(id, empty)).await.unwrap_err().kind(), api::Kind::BadRequest);
+    assert_eq!(one(&w, request(id, empty)).await.unwrap_err().kind(), api::Kind::BadRequest);
     let foreign: base::NetworkId = w.foreign().network("theirs").await.parse().unwrap();
-    assert_eq!(w.st.ensure_port(&request(id, foreign)).await.unwrap_err().kind(), api::Kind::NotFound);
+    assert_eq!(one(&w, request(id, foreign)).await.unwrap_err().kind(), api::Kind::NotFound);
     let public: base::NetworkId = w.public.parse().unwrap();
-    assert_eq!(w.st.ensure_port(&request(id, public)).await.unwrap_err().kind(), api::Kind::NotFound);
+    assert_eq!(one(&w, request(id, public)).await.unwrap_err().kind(), api::Kind::NotFound);
     own.subnet(&empty.to_string(), "10.0.0.0/24").await.expect(201);
     let mut wrong = request(id, empty);
     wrong.fixed_ip = Some("10.0.0.2".parse().unwrap());
-    assert_eq!(w.st.ensure_port(&wrong).await.unwrap_err().kind(), api::Kind::Conflict);
+    assert_eq!(one(&w, wrong).await.unwrap_err().kind(), api::Kind::Conflict);
     let seen = w.st.network(&caller("member:p2").unwrap(), empty).await;
     assert_eq!(seen.unwrap_err().kind(), api::Kind::NotFound);
     assert!(w.st.network(&caller("member:p2").unwrap(), public).await.unwrap().external);

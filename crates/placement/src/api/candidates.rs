@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 use super::allow;
 use super::providers::{Traits, amounts, known_parameters, member_of};
 use crate::State;
-use crate::logic::capacity;
 use crate::model::Provider;
 use crate::service::has_room;
 
@@ -86,7 +85,7 @@ fn summary(cx: &Ctx<State>, provider: &Provider, wanted: &std::collections::BTre
         // Before 1.27 only what was asked for is told.
         if cx.since(1, 27) || wanted.contains_key(class) {
             let used = provider.used.get(class).copied().unwrap_or(0);
-            resources.insert(class.clone(), json!({"capacity": capacity(stock), "used": used}));
+            resources.insert(class.clone(), json!({"capacity": stock.capacity(), "used": used}));
         }
     }
     let mut one = Map::new();

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use ::api::types::Int;
 use ::api::{Ctx, Reply, Request};
 use base::{Error, ResourceProviderId, Result};
+use contract::services::Inventory;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{allow, need, provider_id, same_epoch};
 use crate::State;
-use crate::logic::{capacity, names};
-use crate::model::{CustomClass, Provider, Stock};
+use crate::logic::names;
+use crate::model::{CustomClass, Provider};
 
 type Amount = Int<0, { i32::MAX as i64 }>;
 type Unit = Int<1, { i32::MAX as i64 }>;
@@ -29,7 +30,7 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    fn stock(&self, cx: &Ctx<State>, class: &str) -> Result<Stock> {
+    fn stock(&self, cx: &Ctx<State>, class: &str) -> Result<Inventory> {
         let ratio = self.allocation_ratio.unwrap_or(1.0);
         if !ratio.is_finite() || !(0.0..=3.40282e38).contains(&ratio) {
             return Err(cx.dialect().invalid_field("allocation_ratio", "it is not a positive number"));
@@ -40,7 +41,7 @@ impl Wire {
                 "Unable to update inventory for resource class {class}: Invalid inventory: reserved {reserved} does not leave anything of {total}."
             )));
         }
-        Ok(Stock {
+        Ok(Inventory {
             total,
             reserved,
             min_unit: self.min_unit.map_or(1, Unit::unsigned),
@@ -51,14 +52,14 @@ impl Wire {
     }
 }
 
-fn one(stock: &Stock) -> Value {
+fn one(stock: &Inventory) -> Value {
     json!({
         "total": stock.total, "reserved": stock.reserved, "min_unit": stock.min_unit, "max_unit": stock.max_unit,
         "step_size": stock.step_size, "allocation_ratio": stock.allocation_ratio,
     })
 }
 
-fn one_with_epoch(provider: &Provider, stock: &Stock) -> Value {
+fn one_with_epoch(provider: &Provider, stock: &Inventory) -> Value {
     let mut value = one(stock);
     if let Some(map) = value.as_object_mut() {
         map.insert("resource_provider_generation".into(), json!(provider.epoch));
@@ -82,7 +83,7 @@ fn known(tx: &mut store::Tx<'_>, class: &str) -> Result<()> {
 /// Refuses to take away what is claimed.
 fn still_enough(provider: &Provider, class: &str) -> Result<()> {
     let used = provider.used.get(class).copied().unwrap_or(0);
-    let room = provider.inventories.get(class).map_or(0, capacity);
+    let room = provider.inventories.get(class).map_or(0, Inventory::capacity);
     if used > 0 && !provider.inventories.contains_key(class) {
         return Err(Error::conflict(format!(
             "Inventory for '{class}' on resource provider '{}' in use.",

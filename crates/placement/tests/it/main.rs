@@ -8,7 +8,7 @@ use std::sync::Arc;
 use api::dialect;
 use api::testing::{Client, FakeAuthenticator, Suite};
 use base::{Clock, Entropy, ProjectId, ResourceProviderId, ServerId, SystemClock, UserId};
-use contract::services::{Inventory, Placement};
+use contract::services::{Candidate, Claim, Inventory, Placement};
 use serde_json::{Value, json};
 use store::Store;
 
@@ -20,12 +20,51 @@ async fn state() -> Arc<placement::State> {
 }
 
 fn stock(total: u64) -> BTreeMap<String, Inventory> {
-    let one = Inventory { total, reserved: 0, allocation_ratio: 1.0, max_unit: total };
+    let one = Inventory { total, reserved: 0, allocation_ratio: 1.0, min_unit: 1, max_unit: total, step_size: 1 };
     BTreeMap::from([("VCPU".to_owned(), one)])
 }
 
 fn vcpus(n: u64) -> BTreeMap<String, u64> {
     BTreeMap::from([("VCPU".to_owned(), n)])
+}
+
+async fn claim(state: &placement::State, consumer: ServerId, provider: ResourceProviderId, vcpu: u64) -> base::Result<()> {
+    let (project, user) = (ProjectId::new("p"), UserId::new("u"));
+    let claim = Claim { consumer, project, user, provider, resources: vcpus(vcpu) };
+    state.allocate(&[claim]).await?.into_iter().collect()
+}
+
+/// Providers with room for a CPU.
+async fn roomy(state: &placement::State) -> Vec<Arc<Candidate>> {
+    let all = state.providers().await.unwrap();
+    all.into_iter().filter(|c| c.has_room(&vcpus(1))).collect()
+}
+
+/// Claims made together are each for themselves: those without room are refused, the others stand.
+#[tokio::test]
+async fn together_each_for_itself() {
+    let state = state().await;
+    let entropy = Entropy::seeded(3);
+    let host = ResourceProviderId::random(&entropy);
+    state.ensure_provider(host, "h", &stock(3), &[]).await.unwrap();
+    let (project, user) = (ProjectId::new("p"), UserId::new("u"));
+    let claims: Vec<Claim> = [2, 2, 1, 1]
+        .map(|n| Claim {
+            consumer: ServerId::random(&entropy),
+            project: project.clone(),
+            user: user.clone(),
+            provider: host,
+            resources: vcpus(n),
+        })
+        .into();
+    for _ in 0..2 {
+        let told = state.allocate(&claims).await.unwrap();
+        assert_eq!(told.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, false]);
+        assert_eq!(state.usage(host).await.unwrap(), vcpus(3));
+    }
+    let lost = Claim { provider: ResourceProviderId::random(&entropy), ..claims[0].clone() };
+    assert!(state.allocate(&[lost]).await.unwrap()[0].is_err());
+    assert_eq!(state.usage(host).await.unwrap(), vcpus(3));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -38,11 +77,7 @@ async fn a_race_never_promises_more_than_there_is() {
         .map(|_| {
             let (state, id) = (state.clone(), ServerId::random(&entropy));
             tokio::spawn(async move {
-                state
-                    .allocate(id, &ProjectId::new("p"), &UserId::new("u"), host, &vcpus(1))
-                    .await
-                    .is_ok()
-                    .then_some(id)
+                claim(&state, id, host, 1).await.is_ok().then_some(id)
             })
         })
         .collect();
@@ -52,13 +87,13 @@ async fn a_race_never_promises_more_than_there_is() {
     }
     assert_eq!(won.len(), 10);
     assert_eq!(state.usage(host).await.unwrap(), vcpus(10));
-    assert!(state.candidates(&vcpus(1), &[], &[]).await.unwrap().is_empty());
+    assert!(roomy(&state).await.is_empty());
     // The same again is success and claims nothing; another place replaces the first.
-    state.allocate(won[0], &ProjectId::new("p"), &UserId::new("u"), host, &vcpus(1)).await.unwrap();
+    claim(&state, won[0], host, 1).await.unwrap();
     assert_eq!(state.usage(host).await.unwrap(), vcpus(10));
     let other = ResourceProviderId::random(&entropy);
     state.ensure_provider(other, "h2", &stock(1), &["COMPUTE_NODE".into()]).await.unwrap();
-    state.allocate(won[0], &ProjectId::new("p"), &UserId::new("u"), other, &vcpus(1)).await.unwrap();
+    claim(&state, won[0], other, 1).await.unwrap();
     assert_eq!(state.usage(host).await.unwrap(), vcpus(9));
     for id in &won {
         state.deallocate(*id).await.unwrap();
@@ -66,12 +101,11 @@ async fn a_race_never_promises_more_than_there_is() {
     }
     assert_eq!(state.usage(host).await.unwrap(), vcpus(0));
     // A host that shrinks below what is claimed is full, not overdrawn.
-    state.allocate(won[1], &ProjectId::new("p"), &UserId::new("u"), host, &vcpus(4)).await.unwrap();
+    claim(&state, won[1], host, 4).await.unwrap();
     state.ensure_provider(host, "h", &stock(2), &[]).await.unwrap();
-    assert!(state.candidates(&vcpus(1), &[], &[]).await.unwrap().iter().all(|c| c.provider != host));
-    let trait_wanted = state.candidates(&vcpus(1), &["COMPUTE_NODE".into()], &[]).await.unwrap();
-    assert_eq!(trait_wanted.len(), 1);
-    assert!(state.candidates(&vcpus(1), &[], &["COMPUTE_NODE".into()]).await.unwrap().is_empty());
+    assert!(roomy(&state).await.iter().all(|c| c.provider != host));
+    let roomy = roomy(&state).await;
+    assert_eq!(roomy.iter().map(|c| c.traits.clone()).collect::<Vec<_>>(), [vec!["COMPUTE_NODE".to_owned()]]);
 }
 
 struct Calls(Suite);

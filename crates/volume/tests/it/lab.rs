@@ -164,7 +164,7 @@ impl FakeHost {
 
     pub async fn spec(&self, lab: &Lab) -> HostSpec {
         let mut spec = self.empty_spec();
-        lab.state.contribute(self.id, &mut spec).await.unwrap();
+        lab.state.contribute(std::slice::from_mut(&mut spec)).await.unwrap();
         spec
     }
 

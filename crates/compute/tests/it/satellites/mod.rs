@@ -199,22 +199,10 @@ impl Placement for Nobody {
     ) -> Result<()> {
         nobody()
     }
-    async fn candidates(
-        &self,
-        _: &BTreeMap<String, u64>,
-        _: &[String],
-        _: &[String],
-    ) -> Result<Vec<Candidate>> {
+    async fn providers(&self) -> Result<Vec<Arc<Candidate>>> {
         nobody()
     }
-    async fn allocate(
-        &self,
-        _: ServerId,
-        _: &ProjectId,
-        _: &UserId,
-        _: ResourceProviderId,
-        _: &BTreeMap<String, u64>,
-    ) -> Result<()> {
+    async fn allocate(&self, _: &[Claim]) -> Result<Vec<Result<()>>> {
         nobody()
     }
     async fn deallocate(&self, _: ServerId) -> Result<()> {
@@ -239,7 +227,7 @@ impl Networks for Nobody {
     async fn security_groups(&self, _: &AuthContext, _: &[String]) -> Result<Vec<SecurityGroupId>> {
         nobody()
     }
-    async fn ensure_port(&self, _: &PortRequest) -> Result<PortInfo> {
+    async fn ensure_ports(&self, _: &[PortRequest]) -> Result<Vec<PortInfo>> {
         nobody()
     }
     async fn claim_port(&self, _: PortId, _: &str, _: &str) -> Result<PortInfo> {
