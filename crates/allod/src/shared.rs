@@ -90,6 +90,8 @@ pub fn replica(config: &Config, pki: &Pki) -> Result<Option<cloud::Replica>> {
         name: format!("{}@{}", std::process::id(), config.listen),
         address,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        schemas: store::newest(cloud::SCHEMAS),
+        ..Replica::default()
     };
     let ttl = Duration::from_secs(config.replica.lease_secs.into());
     Ok(Some(cloud::Replica { sharing: Sharing { me, ttl }, http: pki.replica_client()? }))

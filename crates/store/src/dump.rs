@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
-use crate::Store;
 use crate::migrate::{self, Applied, Schema, Shape, ident};
 use crate::query::Sql;
 use crate::tx::Tx;
 use crate::value::Value;
+use crate::{Store, settle};
 
 /// Format of the lines.
 const FORMAT: u32 = 1;
@@ -230,6 +230,8 @@ fn load(tx: &mut Tx<'_>, path: &Path) -> Result<(Vec<Shape>, Content)> {
     }
     for migration in &migrations {
         migrate::note(tx, migration)?;
+        // Whether older servers were writing when it was dumped is not known.
+        settle::mark(tx, &migration.service, migration.number)?;
     }
     let mut into: Option<(String, Vec<String>)> = None;
     let mut waiting: Vec<Vec<Value>> = Vec::new();

@@ -14,7 +14,7 @@ use crate::query::{Order, Query, Sql};
 use crate::resource::{ColumnKind, Resource};
 use crate::tx::Tx;
 use crate::value::Value;
-use crate::{Engine, Store};
+use crate::{Engine, Store, settle};
 
 /// A service's name and its migrations, oldest first.
 pub type Schema = (&'static str, &'static [Migration]);
@@ -87,7 +87,7 @@ pub trait Backfill: 'static {
 #[derive(Debug, Clone, Copy)]
 pub struct Step(pub(crate) Change);
 
-type Batch = fn(&mut Tx<'_>, Option<&str>) -> Result<Option<String>>;
+pub(crate) type Batch = fn(&mut Tx<'_>, Option<&str>) -> Result<Option<String>>;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Change {
@@ -344,6 +344,16 @@ pub(crate) async fn run(store: &Store, schemas: &[Schema]) -> Result<()> {
     let applied = store.read(applied).await?;
     refuse_older(schemas, &applied)?;
     store.0.outbox.notice(&applied);
+    settle::mark_newer(store, schemas, &applied).await?;
+    migrate_all(store, schemas, &applied).await?;
+    if !store.shared() {
+        // There is nobody else.
+        store.settle(schemas, "").await?;
+    }
+    Ok(())
+}
+
+async fn migrate_all(store: &Store, schemas: &[Schema], applied: &[Applied]) -> Result<()> {
     let done =
         |service: &str, number: u32| applied.iter().any(|a| a.service == service && a.number == number);
     let pending = |(service, migrations): &Schema| migrations.iter().any(|m| !done(service, m.number));
@@ -395,20 +405,26 @@ async fn migrate(store: &Store, service: &'static str, migration: &'static Migra
         })
         .await?;
         for step in migration.steps {
-            let Change::Backfill(_, batch) = step.0 else { continue };
-            let mut after: Option<String> = None;
-            loop {
-                let from = after.take();
-                after = store.write(move |tx| batch(tx, from.as_deref())).await?;
-                if after.is_none() {
-                    break;
-                }
+            if let Change::Backfill(_, batch) = step.0 {
+                backfill(store, batch).await?;
             }
         }
     }
     patiently(async || store.write(move |tx| apply(tx, service, migration)).await).await?;
     tracing::info!(service, number, name = migration.name, "migration applied");
     Ok(true)
+}
+
+/// Rewrites all rows, batch by batch.
+pub(crate) async fn backfill(store: &Store, batch: Batch) -> Result<()> {
+    let mut after: Option<String> = None;
+    loop {
+        let from = after.take();
+        after = store.write(move |tx| batch(tx, from.as_deref())).await?;
+        if after.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// On PostgreSQL, what a table that is there lacks is added without keeping anybody from writing to it: columns at once,
@@ -544,6 +560,11 @@ pub(crate) fn own_tables(tx: &mut Tx<'_>) -> Result<()> {
              CREATE TABLE IF NOT EXISTS allod_replicas (id TEXT PRIMARY KEY NOT NULL, body TEXT NOT NULL, expires_at BIGINT NOT NULL)"
         ))?;
     }
+    if columns(tx, "allod_unsettled")?.is_empty() {
+        tx.connection.batch(
+            "CREATE TABLE IF NOT EXISTS allod_unsettled (service TEXT NOT NULL, number BIGINT NOT NULL, at BIGINT NOT NULL, PRIMARY KEY (service, number))",
+        )?;
+    }
     if !columns(tx, "allod_migrations")?.iter().any(|c| c == "compatible_from") {
         // What the catalog said is of the snapshot, from before the lock.
         let unless = if tx.connection.postgres() { "IF NOT EXISTS" } else { "" };
@@ -597,6 +618,10 @@ fn apply(tx: &mut Tx<'_>, service: &'static str, migration: &Migration) -> Resul
         at: tx.now().0,
         compatible_from: migration.oldest(),
     };
+    if !tx.living()?.is_empty() {
+        // They do not know it yet, and go on writing.
+        settle::mark(tx, service, migration.number)?;
+    }
     note(tx, &done)
 }
 

@@ -41,8 +41,6 @@ pub trait Resource: Serialize + DeserializeOwned + Send + 'static {
     const UNIQUE: &'static [&'static [&'static str]];
     /// Columns with an index.
     const INDEX: &'static [&'static str];
-    /// Names of its fields in the body.
-    const FIELDS: &'static [&'static str];
     /// Its id.
     fn id(&self) -> &Self::Id;
     /// What the store knows of it.
@@ -105,7 +103,6 @@ macro_rules! resource {
             const KIND: &'static str = stringify!($name);
             const UNIQUE: &'static [&'static [&'static str]] = &[$(&[$(stringify!($unique)),+]),*];
             const INDEX: &'static [&'static str] = &[$(stringify!($index)),*];
-            const FIELDS: &'static [&'static str] = &["id", $(stringify!($field)),*];
             fn id(&self) -> &$id { &self.id }
             fn meta(&self) -> &$crate::Meta { &self.meta }
             fn meta_mut(&mut self) -> &mut $crate::Meta { &mut self.meta }

@@ -11,7 +11,7 @@ use crate::tx::Tx;
 use crate::value::Value;
 
 /// A process that works on the database.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
     /// Its id; another after every start.
     pub id: String,
@@ -21,6 +21,15 @@ pub struct Replica {
     pub address: String,
     /// Version of its program.
     pub version: String,
+    /// The newest migration of each service that it knows; those of older versions say nothing.
+    #[serde(default)]
+    pub schemas: BTreeMap<String, u32>,
+    /// Whether it suffers no other.
+    #[serde(default)]
+    pub alone: bool,
+    /// What it keeps besides the database, which no other process has at the same time.
+    #[serde(default)]
+    pub home: String,
 }
 
 /// How the shards are shared at a moment.
@@ -93,7 +102,7 @@ impl Tx<'_> {
         Ok(self.connection.query(&sql.text, &sql.params)?)
     }
 
-    fn living(&mut self) -> Result<BTreeMap<String, Replica>> {
+    pub(crate) fn living(&mut self) -> Result<BTreeMap<String, Replica>> {
         let now = Value::Int(self.now().0);
         let rows = self.select_raw("SELECT id, body FROM allod_replicas WHERE expires_at > ?", [now])?;
         let mut replicas = BTreeMap::new();
@@ -103,6 +112,17 @@ impl Tx<'_> {
             replicas.insert(id.text(), serde_json::from_str(&body.text()).map_err(Error::internal)?);
         }
         Ok(replicas)
+    }
+
+    /// Says that a replica lives.
+    fn stay(&mut self, me: &Replica, ttl: Duration) -> Result<()> {
+        let body = serde_json::to_string(me).map_err(Error::internal)?;
+        let until = Value::Int(self.now().plus(ttl).0);
+        self.execute(
+            "INSERT INTO allod_replicas (id, body, expires_at) VALUES (?, ?, ?) \
+             ON CONFLICT (id) DO UPDATE SET body = excluded.body, expires_at = excluded.expires_at",
+            [Value::Text(me.id.clone()), Value::Text(body), until],
+        )
     }
 
     /// Shard, holder, token and whether the lease is over, of all shards that were ever held.
@@ -141,6 +161,26 @@ impl crate::Store {
     ) -> Result<Shares> {
         let (me, give_up) = (me.clone(), give_up.clone());
         self.write(move |tx| share(tx, group, &me, count, &give_up, ttl)).await
+    }
+
+    /// Says, now and again within `ttl`, that `me` works on the database and suffers no other.
+    ///
+    /// # Errors
+    /// `Conflict` that names another server, if one lives.
+    pub async fn alone(&self, me: &Replica, ttl: Duration) -> Result<()> {
+        let me = me.clone();
+        self.write(move |tx| {
+            for other in tx.living()?.into_values().filter(|r| r.id != me.id) {
+                // Of two with one home the older is dead.
+                if !other.alone || other.home != me.home {
+                    let Replica { name, address, version, .. } = other;
+                    return Err(Error::conflict(format!("{name} at {address} (version {version})")));
+                }
+                tx.execute("DELETE FROM allod_replicas WHERE id = ?", [Value::Text(other.id)])?;
+            }
+            tx.stay(&me, ttl)
+        })
+        .await
     }
 
     /// Says that a replica is gone: others take its shards at once.
@@ -184,12 +224,7 @@ fn share(
 ) -> Result<Shares> {
     let now = tx.now();
     let until = Value::Int(now.plus(ttl).0);
-    let body = serde_json::to_string(me).map_err(Error::internal)?;
-    tx.execute(
-        "INSERT INTO allod_replicas (id, body, expires_at) VALUES (?, ?, ?) \
-         ON CONFLICT (id) DO UPDATE SET body = excluded.body, expires_at = excluded.expires_at",
-        [Value::Text(me.id.clone()), Value::Text(body), until.clone()],
-    )?;
+    tx.stay(me, ttl)?;
     // Those that did not come back in a day are forgotten.
     tx.execute("DELETE FROM allod_replicas WHERE expires_at < ?", [Value::Int(now.plus_secs(-86_400).0)])?;
     let replicas = tx.living()?;

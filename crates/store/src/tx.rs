@@ -1,6 +1,7 @@
 //! What a transaction can do.
 
 use base::{Error, Result, Timestamp};
+use serde_json::Value as Json;
 
 use crate::migrate::ident;
 use crate::outbox::Wake;
@@ -423,16 +424,16 @@ impl<'a> Tx<'a> {
         let Some(held) = self.rows(&sql)?.into_iter().next().and_then(|r| r.into_iter().next()) else {
             return Ok(body);
         };
-        type Fields = serde_json::Map<String, serde_json::Value>;
-        let held: Fields = serde_json::from_str(&held.text()).map_err(Error::internal)?;
-        let unknown: Fields =
-            held.into_iter().filter(|(name, _)| !R::FIELDS.contains(&name.as_str())).collect();
-        if unknown.is_empty() {
+        let held: Json = serde_json::from_str(&held.text()).map_err(Error::internal)?;
+        // As this program knows it. One that it could not read it would not be writing.
+        let known: R = serde_json::from_value(held.clone()).map_err(Error::internal)?;
+        let known = serde_json::to_value(known).map_err(Error::internal)?;
+        if known == held {
             return Ok(body);
         }
-        let mut all: Fields = serde_json::from_str(&body).map_err(Error::internal)?;
-        all.extend(unknown);
-        serde_json::to_string(&all).map_err(Error::internal)
+        let mut new: Json = serde_json::from_str(&body).map_err(Error::internal)?;
+        crate::unknown::keep(&held, &known, &mut new);
+        serde_json::to_string(&new).map_err(Error::internal)
     }
 
     /// Deletes; `false` where there was nothing.

@@ -270,7 +270,7 @@ async fn stopping_waits_for_running_ones_or_drops_them() {
 
 fn member(name: &str) -> store::Replica {
     let text = || name.to_owned();
-    store::Replica { id: text(), name: text(), address: String::new(), version: text() }
+    store::Replica { id: text(), name: text(), address: String::new(), version: text(), ..Default::default() }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! The same suite on SQLite (file and memory) and on PostgreSQL.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod dialect;
 mod moving;
 mod places;
 #[allow(dead_code, reason = "other crates' tests start this server, too")]
@@ -111,6 +112,8 @@ on_every_place_moving!(
     a_backfill_reaches_every_row_while_others_write,
     pending_migrations_are_told_and_nothing_is_done,
     shares_are_fair_and_a_late_replica_is_fenced,
+    what_older_servers_wrote_is_settled_when_they_are_gone,
+    one_that_is_alone_suffers_nobody,
 );
 
 async fn memory() -> Store {

@@ -135,7 +135,7 @@ mod wider {
         /// `Thing` with a field more: what an older program does not know.
         pub struct Thing, table "things", id base::NetworkId {
             unique: [[project_id, name], [address]],
-            index: [project_id, size, shared, colour],
+            index: [project_id, size, shared, colour, tags],
         } {
             /// Owner.
             pub project_id: base::ProjectId,
@@ -180,7 +180,7 @@ pub async fn an_older_server_works_on_and_keeps_what_it_does_not_know(place: Pla
     if place.is_postgres() {
         // It lives, so the new one gives it time to notice.
         let text = || "old".to_owned();
-        let me = Replica { id: text(), name: text(), address: text(), version: text() };
+        let me = Replica { id: text(), name: text(), address: text(), version: text(), ..Default::default() };
         place.clock.advance(Duration::from_secs(1));
         old.share("g", &me, 1, &BTreeSet::new(), Duration::from_secs(60)).await.unwrap();
     }
@@ -198,6 +198,75 @@ pub async fn an_older_server_works_on_and_keeps_what_it_does_not_know(place: Pla
     assert_eq!(coloured(&new, "red").await, 1);
     drop(old);
     place.store().await;
+}
+
+async fn tagged(store: &Store, tag: &'static str) -> usize {
+    let query = Query::new().eq("tags", [tag]);
+    store.read(move |tx| tx.count::<wider::Thing>(&query)).await.unwrap() as usize
+}
+
+pub async fn what_older_servers_wrote_is_settled_when_they_are_gone(place: Place) {
+    let old = place.store().await;
+    let made = add(&old, thing(&Entropy::seeded(1), "a")).await.unwrap();
+    if place.is_postgres() {
+        let me = Replica { id: "old".into(), ..Replica::default() };
+        old.share("g", &me, 1, &BTreeSet::new(), Duration::from_secs(60)).await.unwrap();
+    }
+    let new = place.open(NEXT).await.unwrap();
+    // The upgrade is taken back on SQLite; on PostgreSQL both work.
+    let (old, new) = if place.is_postgres() { (old, Some(new)) } else { (place.store().await, None) };
+    let retag = move |tx: &mut store::Tx<'_>| {
+        let mut thing = tx.need::<Thing>(&made.id)?;
+        thing.tags = vec!["late".into()];
+        tx.update(&mut thing)
+    };
+    old.write(retag).await.unwrap();
+    add(&old, thing(&Entropy::seeded(2), "b")).await.unwrap();
+    let new = match new {
+        Some(new) => {
+            assert_eq!(
+                (tagged(&new, "late").await, coloured(&new, "red").await),
+                (0, 1),
+                "as the old one left it"
+            );
+            assert!(!new.settle(NEXT, "new").await.unwrap(), "the old one lives");
+            assert_eq!(coloured(&new, "red").await, 1);
+            place.clock.advance(Duration::from_secs(61));
+            assert!(new.settle(NEXT, "new").await.unwrap());
+            new
+        }
+        None => place.open(NEXT).await.unwrap(),
+    };
+    assert_eq!((tagged(&new, "late").await, coloured(&new, "red").await), (1, 2));
+    assert!(new.settle(NEXT, "new").await.unwrap(), "there is nothing left");
+}
+
+pub async fn one_that_is_alone_suffers_nobody(place: Place) {
+    let ttl = Duration::from_secs(10);
+    let store = place.store().await;
+    let server = |id: &str, home: &str| Replica {
+        id: id.into(),
+        name: format!("server {id}"),
+        alone: true,
+        home: home.into(),
+        ..Replica::default()
+    };
+    let (a, b, c) = (server("a", "x"), server("b", "y"), server("c", "x"));
+    store.alone(&a, ttl).await.unwrap();
+    let refused = store.alone(&b, ttl).await.unwrap_err();
+    assert!(refused.kind() == Kind::Conflict && refused.public().contains("server a"), "{refused}");
+    // Of two with the same home the first is dead.
+    store.alone(&c, ttl).await.unwrap();
+    assert_eq!(store.replicas().await.unwrap(), [c.clone()]);
+    place.clock.advance(Duration::from_secs(11));
+    store.alone(&b, ttl).await.unwrap();
+    let refused = store.alone(&c, ttl).await.unwrap_err();
+    assert!(refused.public().contains("server b"), "c was away for longer than its lease: {refused}");
+    store.leave("alone", "b").await.unwrap();
+    let replica = Replica { id: "r".into(), name: "replica r".into(), ..Replica::default() };
+    store.share("g", &replica, 1, &BTreeSet::new(), ttl).await.unwrap();
+    let refused = store.alone(&c, ttl).await.unwrap_err();
+    assert!(refused.public().contains("replica r"), "{refused}");
 }
 
 pub async fn a_backfill_reaches_every_row_while_others_write(place: Place) {
@@ -270,7 +339,7 @@ pub async fn shares_are_fair_and_a_late_replica_is_fenced(place: Place) {
     let store = place.store().await;
     let replica = |name: &str| {
         let text = || name.to_owned();
-        Replica { id: text(), name: text(), address: text(), version: text() }
+        Replica { id: text(), name: text(), address: text(), version: text(), ..Default::default() }
     };
     let (a, b, c) = (replica("a"), replica("b"), replica("c"));
     let share =
