@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test fleet bench storm clean build docs
+.PHONY: up down test fleet replicas bench storm clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -27,6 +27,12 @@ MINUTES ?= 60
 fleet: ## the long simulation: SEEDS seeds of HOSTS hosts for MINUTES virtual minutes (docs/simulate.md)
 	cargo build --release --locked -p allod
 	$(RELEASE) simulate --hosts $(HOSTS) --seeds $(SEEDS) --minutes $(MINUTES) --jobs $$(nproc) --quiet
+
+KILLS ?= 24
+replicas: ## the long run of replicas: KILLS kills, one every five seconds, then PostgreSQL restarts; release build (docs/benchmarks.md)
+	cargo build --release --locked -p allod
+	ALLOD_TEST_BINARY=$(abspath $(RELEASE)) ALLOD_TEST_KILLS=$(KILLS) cargo test --locked -p allod --test it -- \
+	  --exact replicas::three_replicas_lose_nothing_whatever_falls --nocapture
 
 bench: ## figures against the recorded peer (docs/benchmarks.md)
 	scripts/setup build run test

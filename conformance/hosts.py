@@ -173,7 +173,7 @@ def join(w):
     for host in (w.h2, w.h3): until(f'{host.name} joined', lambda: os.path.exists(host.state + '/member.json'), 30)
     w.first = {host: host.certificate() for host in (w.h2, w.h3)}
     # The next ones live longer: a host that is away for longer than its certificate lives cannot come back by itself.
-    config = json.load(open(w.h1.state + '/config.json')); config['hosts']['certificate_secs'] = 3600
+    config = json.load(open(w.h1.state + '/config.json')); config.setdefault('hosts', {})['certificate_secs'] = 3600
     with open(w.h1.state + '/config.json', 'w') as f: json.dump(config, f)
     refused('a used token', good, '--name', 'h4')
     until('three hosts', lambda: sorted(h.name for h in w.admin.compute.hypervisors() if h.state == 'up') == ['h1', 'h2', 'h3'], 60)

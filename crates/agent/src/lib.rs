@@ -326,6 +326,7 @@ impl Agent {
             sequence: self.sequence.fetch_add(1, Ordering::SeqCst) + 1,
             generation,
             at: self.clock.now(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             capacity,
             servers: Vec::new(),
             volumes: Vec::new(),

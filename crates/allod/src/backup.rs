@@ -1,7 +1,7 @@
 //! `allod backup` and `allod restore`: the whole control plane in one file.
 //!
-//! Gzip of lines of JSON: a head, the files (token keys, CA, passwords, images if asked for) in pieces, the database's
-//! dump, and at last the SHA-256 of all lines before. The database is of one moment; images are linked before that
+//! Gzip of lines of JSON, encrypted if asked for: a head, the files (keys of tokens and credentials, CA, passwords, images if
+//! asked for) in pieces, the database's dump, and at last the SHA-256 of all lines before. The database is of one moment; images are linked before that
 //! moment and after it, so that every image it knows is there, whoever uploads or deletes meanwhile.
 
 use std::collections::BTreeSet;
@@ -22,11 +22,14 @@ use sha2::{Digest, Sha256};
 
 use crate::config::{Config, State};
 use crate::moving::{self, Dump};
+use crate::seal::{self, Key, Seal, Sink};
 use crate::shared;
 
 const FORMAT: u32 = 1;
 /// Bytes of a file in one line.
 const PIECE: usize = 768 * 1024;
+/// Directories of keys, each in a file of its own whose name is a number.
+const KEYS: [&str; 3] = ["fernet", "credential-keys", "oidc-keys"];
 /// Longest line: a piece, or a row.
 const LINE: u64 = 64 * 1024 * 1024;
 
@@ -42,7 +45,7 @@ enum Line {
 
 /// Writes lines, and what they come to.
 struct Writer {
-    out: GzEncoder<BufWriter<File>>,
+    out: GzEncoder<Sink>,
     hash: Sha256,
 }
 
@@ -120,7 +123,8 @@ fn names(directory: &Path) -> Result<Vec<String>> {
 }
 
 /// Writes a backup of a cloud, running or not, into a new file (mode 0600).
-pub async fn backup(state: &State, output: &Path, images: bool) -> Result<()> {
+pub async fn backup(state: &State, output: &Path, images: bool, seal: &Seal) -> Result<()> {
+    let encryptor = seal.check()?;
     let config = state.config()?;
     let places = shared::places(state, &config);
     let aside = output.with_extension("partial");
@@ -134,7 +138,8 @@ pub async fn backup(state: &State, output: &Path, images: bool) -> Result<()> {
     if let Some(links) = &links {
         links.take(&places.images)?;
     }
-    let dump = Dump(output.with_extension("dump"));
+    // Where the database is as well: the backup may be going to a place that shall see nothing in clear.
+    let dump = Dump(state.path(&format!("db/backup-{}.dump", std::process::id())));
     let content = store.dump(cloud::SCHEMAS, &dump.0).await?;
     if let Some(links) = &links {
         links.take(&places.images)?;
@@ -142,12 +147,15 @@ pub async fn backup(state: &State, output: &Path, images: bool) -> Result<()> {
     bar.set_message("writing");
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
     let file = file.with_context(|| format!("cannot write {}", aside.display()))?;
-    let out = GzEncoder::new(BufWriter::with_capacity(1 << 20, file), Compression::fast());
+    let out = GzEncoder::new(seal::sink(file, encryptor)?, Compression::fast());
     let mut writer = Writer { out, hash: Sha256::new() };
     let (version, at) = (env!("CARGO_PKG_VERSION").to_owned(), moving::clock().now().as_secs());
     writer.line(&Line::Backup { format: FORMAT, version, at, images })?;
-    for name in names(&places.fernet)?.iter().filter(|n| n.parse::<u64>().is_ok()) {
-        writer.file(&places.fernet.join(name), &format!("fernet/{name}"))?;
+    for keys in KEYS {
+        let directory = places.base.join(keys);
+        for name in names(&directory)?.iter().filter(|n| n.parse::<u64>().is_ok()) {
+            writer.file(&directory.join(name), &format!("{keys}/{name}"))?;
+        }
     }
     for name in ["pki/ca.crt", "pki/ca.key", "secrets.json", "config.json", "host_id"] {
         if state.path(name).exists() {
@@ -173,9 +181,7 @@ pub async fn backup(state: &State, output: &Path, images: bool) -> Result<()> {
     }
     let hash = hex::encode(std::mem::take(&mut writer.hash).finalize());
     writer.line(&Line::Sha256(hash))?;
-    let mut out = writer.out.finish()?;
-    out.flush()?;
-    out.get_ref().sync_all()?;
+    writer.out.finish()?.finish()?;
     fs::rename(&aside, output)?;
     bar.finish_and_clear();
     moving::print(&content);
@@ -196,10 +202,15 @@ fn active_image(line: &str) -> Option<String> {
     has.then(|| body["id"].as_str().map(str::to_owned)).flatten()
 }
 
+/// A backup to read, and what decrypts it.
+struct Backup<'a> {
+    path: &'a Path,
+    key: &'a Key,
+}
+
 /// Lines of a backup; the last is checked against the others.
-fn lines(input: &Path) -> Result<impl Iterator<Item = Result<String>>> {
-    let file = File::open(input).with_context(|| format!("cannot read {}", input.display()))?;
-    let mut reader = BufReader::with_capacity(1 << 20, GzDecoder::new(BufReader::new(file)));
+fn lines(input: &Backup) -> Result<impl Iterator<Item = Result<String>>> {
+    let mut reader = BufReader::with_capacity(1 << 20, GzDecoder::new(input.key.open(input.path)?));
     Ok(std::iter::from_fn(move || {
         let mut line = Vec::new();
         match reader.by_ref().take(LINE).read_until(b'\n', &mut line) {
@@ -212,7 +223,7 @@ fn lines(input: &Path) -> Result<impl Iterator<Item = Result<String>>> {
 }
 
 /// Reads all of it once: only what is whole is restored.
-fn verify(input: &Path) -> Result<bool> {
+fn verify(input: &Backup) -> Result<bool> {
     let (mut hash, mut with_images, mut first, mut whole) = (Sha256::new(), false, true, false);
     for line in lines(input)? {
         let line = line?;
@@ -220,7 +231,7 @@ fn verify(input: &Path) -> Result<bool> {
             match serde_json::from_str(&line) {
                 Ok(Line::Backup { format: FORMAT, images, .. }) => with_images = images,
                 Ok(Line::Backup { format, .. }) => bail!("format {format} of the backup is not known here"),
-                _ => bail!("{} is no backup of Allod", input.display()),
+                _ => bail!("{} is no backup of Allod", input.path.display()),
             }
         }
         if let Ok(Line::Sha256(told)) = serde_json::from_str(&line) {
@@ -231,7 +242,7 @@ fn verify(input: &Path) -> Result<bool> {
         hash.update(line.as_bytes());
         hash.update(b"\n");
     }
-    if whole { Ok(with_images) } else { bail!("{} is cut off or damaged", input.display()) }
+    if whole { Ok(with_images) } else { bail!("{} is cut off or damaged", input.path.display()) }
 }
 
 /// Where a file of the backup goes.
@@ -241,7 +252,7 @@ fn target(state: &State, places: &shared::Places, path: &str) -> Result<Option<P
         bail!("the backup names a file '{path}'");
     }
     Ok(match path.split_once('/') {
-        Some(("fernet", name)) => Some(places.fernet.join(name)),
+        Some((keys, name)) if KEYS.contains(&keys) => Some(places.base.join(keys).join(name)),
         Some(("images", name)) => Some(places.images.join("data").join(name)),
         Some(("pki", _)) => Some(state.path(path)),
         None if path == "secrets.json" || path == "host_id" => Some(state.path(path)),
@@ -250,7 +261,7 @@ fn target(state: &State, places: &shared::Places, path: &str) -> Result<Option<P
 }
 
 /// The configuration that stands in a backup.
-fn kept_config(input: &Path) -> Result<Option<Config>> {
+fn kept_config(input: &Backup) -> Result<Option<Config>> {
     let (mut wanted, mut bytes) = (false, Vec::new());
     for line in lines(input)? {
         match serde_json::from_str(&line?) {
@@ -264,7 +275,8 @@ fn kept_config(input: &Path) -> Result<Option<Config>> {
 }
 
 /// Makes a cloud from a backup, in an empty state directory and an empty database.
-pub async fn restore(dir: &Path, input: &Path, config: Option<Config>) -> Result<()> {
+pub async fn restore(dir: &Path, input: &Path, config: Option<Config>, key: &Key) -> Result<()> {
+    let input = &Backup { path: input, key };
     let bar = crate::up::spinner("checking the backup");
     let with_images = verify(input)?;
     let state = State::create(dir)?;
@@ -278,8 +290,12 @@ pub async fn restore(dir: &Path, input: &Path, config: Option<Config>) -> Result
             bail!("{} is there already: a backup is restored into an empty state directory", taken.display());
         }
     }
-    if !names(&places.fernet)?.is_empty() || !names(&places.images.join("data"))?.is_empty() {
-        bail!("there are keys or images in {} already", places.fernet.display());
+    let mut directories = KEYS.map(|keys| places.base.join(keys)).to_vec();
+    directories.push(places.images.join("data"));
+    for directory in directories {
+        if !names(&directory)?.is_empty() {
+            bail!("there are keys or images in {} already", directory.display());
+        }
     }
     // The database first: it refuses where it is not empty, and then nothing was done.
     bar.set_message("writing the database");
@@ -312,7 +328,7 @@ pub async fn restore(dir: &Path, input: &Path, config: Option<Config>) -> Result
     Ok(())
 }
 
-fn unpack_dump(input: &Path, dump: &Path) -> Result<()> {
+fn unpack_dump(input: &Backup, dump: &Path) -> Result<()> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dump)?;
     let mut out = BufWriter::new(file);
     let mut inside = false;
@@ -328,7 +344,7 @@ fn unpack_dump(input: &Path, dump: &Path) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn unpack_files(state: &State, places: &shared::Places, input: &Path) -> Result<()> {
+fn unpack_files(state: &State, places: &shared::Places, input: &Backup) -> Result<()> {
     let mut open: Option<File> = None;
     for line in lines(input)? {
         match serde_json::from_str(&line?) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use base::net::IpNet;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::files;
 use crate::telemetry::Telemetry;
@@ -28,6 +29,8 @@ pub struct Config {
     pub region: String,
     /// Number of simulated hosts; 0 = real drivers.
     pub sim_hosts: u32,
+    /// Whether those are in a process of their own (`allod sim-agents`) though there is one server; for tests.
+    pub sim_apart: bool,
     /// Cost of password hashes.
     pub bcrypt_rounds: u32,
     /// Device through which guests of this host reach those of others; empty: there are no other hosts.
@@ -155,6 +158,7 @@ impl Default for Config {
             database: String::new(),
             region: "RegionOne".into(),
             sim_hosts: 0,
+            sim_apart: false,
             bcrypt_rounds: 12,
             underlay: String::new(),
             hosts: Hosts::default(),
@@ -216,6 +220,11 @@ impl Config {
         } else {
             self.public_url.trim_end_matches('/').to_owned()
         }
+    }
+
+    /// Whether simulated hosts are not in the server's process.
+    pub fn hosts_apart(&self) -> bool {
+        self.sim_apart || self.replica.shared_dir.is_some()
     }
 
     /// The store's URL.
@@ -284,15 +293,52 @@ impl State {
         serde_json::from_str(&text).context("config.json is damaged")
     }
 
-    /// Keeps the configuration in effect.
+    /// Keeps the configuration in effect: what differs from the defaults, so that the version before, to which an upgrade may
+    /// be taken back, reads it unless something new was asked for.
     pub fn keep(&self, config: &Config) -> Result<()> {
-        files::write_secret(&self.path("config.json"), &serde_json::to_vec_pretty(config)?)
+        let mut kept = serde_json::to_value(config)?;
+        differing(&mut kept, &serde_json::to_value(Config::default())?);
+        // Others read this one.
+        kept["listen"] = config.listen.to_string().into();
+        files::write_secret(&self.path("config.json"), &serde_json::to_vec_pretty(&kept)?)
+    }
+}
+
+/// Removes what is as in `default`.
+fn differing(kept: &mut Value, default: &Value) {
+    if let (Value::Object(kept), Value::Object(default)) = (kept, default) {
+        kept.retain(|name, value| {
+            let Some(default) = default.get(name) else { return true };
+            if value == default {
+                return false;
+            }
+            differing(value, default);
+            true
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_is_what_differs() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::create(dir.path()).unwrap();
+        let mut config = Config { sim_hosts: 3, ..Config::default() };
+        config.hosts.lease_secs = 9;
+        config.external.first = Some([172, 24, 4, 7].into());
+        config.policy.insert("compute".into(), "/p".into());
+        state.keep(&config).unwrap();
+        assert_eq!(state.config().unwrap(), config);
+        let kept: Value = serde_json::from_slice(&fs::read(state.path("config.json")).unwrap()).unwrap();
+        let wanted = serde_json::json!({
+            "listen": "127.0.0.1:8443", "sim_hosts": 3, "hosts": {"lease_secs": 9},
+            "external": {"first": "172.24.4.7"}, "policy": {"compute": "/p"},
+        });
+        assert_eq!(kept, wanted);
+    }
 
     #[test]
     fn a_file_names_what_it_gets_wrong() {

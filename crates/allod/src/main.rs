@@ -20,6 +20,7 @@ mod member;
 mod moving;
 mod pki;
 mod process;
+mod seal;
 mod server;
 mod shared;
 mod sim_agents;
@@ -152,6 +153,8 @@ enum Command {
         /// With the images' bytes.
         #[arg(long)]
         images: bool,
+        #[command(flatten)]
+        seal: seal::Seal,
     },
     /// Make a cloud from a backup, in an empty state directory and an empty database.
     Restore {
@@ -163,6 +166,8 @@ enum Command {
         /// Configuration file (TOML); without it, the one in the backup.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        #[command(flatten)]
+        key: seal::Key,
     },
     /// Work on the database.
     Database {
@@ -367,11 +372,12 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::GuestGuard { .. } => Ok(()),
         Command::SimAgents { state, config } => sim_agents::run(&opened(&state, config.as_deref())?).await,
-        Command::Backup { state, output, images } => {
-            backup::backup(&State::open(&state.state)?, &output, images).await
+        Command::Backup { state, output, images, seal } => {
+            backup::backup(&State::open(&state.state)?, &output, images, &seal).await
         }
-        Command::Restore { state, input, config } => {
-            backup::restore(&state.state, &input, config.map(|f| Config::read(&f)).transpose()?).await
+        Command::Restore { state, input, config, key } => {
+            let config = config.map(|f| Config::read(&f)).transpose()?;
+            backup::restore(&state.state, &input, config, &key).await
         }
         Command::Database { command: DatabaseCommand::Copy { state, from, to } } => {
             moving::copy(&State::open(&state.state)?, from, &to).await

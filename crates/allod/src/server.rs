@@ -1,14 +1,16 @@
 //! `allod server`: all services behind one listener.
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use base::{Clock, Entropy, HostId, SystemClock};
 use cloud::{Beginning, Cloud, Parts, Site};
 use contract::net::NetworkBackend;
 use contract::services::HostAccess;
+use nix::fcntl::{Flock, FlockArg};
 use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -16,10 +18,12 @@ use tokio::sync::watch;
 use crate::bootstrap::{self, Secrets};
 use crate::config::{Config, State};
 use crate::pki::Pki;
+use crate::shared::Membership;
 use crate::telemetry::Metrics;
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
+    let _only = only(state)?;
     let mut config = state.config()?;
     let listener = tokio::net::TcpListener::bind(config.listen)
         .await
@@ -30,13 +34,13 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     let pki = Pki::open(&state.path("pki"), SystemClock.now())?;
     let secrets = bootstrap::secrets(state, &config)?;
     bootstrap::client_files(state, &config, &secrets, &pki)?;
-    let (cloud, fleet) = assemble(state, &config, &pki).await?;
+    let Assembled { cloud, fleet, mut membership } = assemble(state, &config, &pki).await?;
     let beginning = beginning(&config, &secrets);
     let populated = async { cloud::populate(&cloud, &beginning).await };
     crate::shared::one_at_a_time(&cloud.store, populated).await?;
     let (stop, stopped) = watch::channel(false);
-    // Of several replicas none has the hosts: `allod agent` simulates them.
-    if let Some(fleet) = fleet.as_ref().filter(|_| config.replica.shared_dir.is_none()) {
+    // Of several replicas none has the hosts: `allod sim-agents` simulates them.
+    if let Some(fleet) = fleet.as_ref().filter(|_| !config.hosts_apart()) {
         simulate(state, &config, &cloud, fleet, &stopped)?;
     }
     let mut addresses = vec![config.listen.ip(), [127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
@@ -48,6 +52,7 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     let tls = pki.server_config(&addresses, &names)?;
     let router = cloud.router.clone().merge(crate::status::routes(
         cloud.handle.clone(),
+        cloud.store.clone(),
         cloud.compute.clone(),
         metrics.clone(),
     ));
@@ -58,32 +63,59 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     crate::files::write_secret(&state.path("run/listening"), config.url().as_bytes())?;
     tracing::info!(url = config.url(), "serving");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let lost = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        // Nobody holds the place of a server on SQLite.
+        other = async { match &mut membership { Some(m) => m.lost().await, None => std::future::pending().await } } => Some(other),
+    };
+    if let Some(other) = lost {
+        // At once: whatever is written now may be in the way of the other.
+        let _ = std::fs::remove_file(state.path("run/listening"));
+        bail!("another server took this database over: {other}");
     }
     stop.send_replace(true);
     let _ = std::fs::remove_file(state.path("run/listening"));
     serving.await??;
     let _ = tokio::time::timeout(Duration::from_secs(5), cloud.handle.stop()).await;
+    if let Some(membership) = membership {
+        membership.leave().await;
+    }
     Ok(())
 }
 
-/// The cloud of this configuration, and its simulated hosts if it has any.
-async fn assemble(state: &State, config: &Config, pki: &Pki) -> Result<(Cloud, Option<Arc<Fleet>>)> {
+/// The lock of the one server that a state directory has.
+fn only(state: &State) -> Result<Flock<File>> {
+    let path = state.path("run/server.lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| anyhow::anyhow!("another server runs in {}", state.dir().display()))
+}
+
+/// What a server is made of.
+struct Assembled {
+    cloud: Cloud,
+    fleet: Option<Arc<Fleet>>,
+    membership: Option<Membership>,
+}
+
+/// The cloud of this configuration, its simulated hosts if it has any, and its place among others on the database.
+async fn assemble(state: &State, config: &Config, pki: &Pki) -> Result<Assembled> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy = Entropy::system();
     let url = config.database_url(state);
     let store = Store::open(&url, clock.clone(), entropy.clone(), cloud::SCHEMAS).await?;
-    if config.replica.shared_dir.is_none() && !store.replicas().await?.is_empty() {
-        anyhow::bail!("other servers work on this database: give this one their replica.shared_dir as well");
-    }
+    let membership = if store.shared() { Some(Membership::join(state, config, &store).await?) } else { None };
     let backend = network_backend(state, config);
-    let replica = crate::shared::replica(config, pki)?;
-    let here = backend.fleet.clone().filter(|_| replica.is_none());
+    let replica = match &membership {
+        Some(membership) => membership.replica(pki)?,
+        None => None,
+    };
+    let here = backend.fleet.clone().filter(|_| !config.hosts_apart());
     let hosts = here.map(|fleet| fleet as Arc<dyn HostAccess>);
     let parts = Parts { store, backend: backend.driver, hosts, replica, clock, entropy };
-    Ok((cloud::assemble(&site(state, config)?, parts).await?, backend.fleet))
+    let cloud = cloud::assemble(&site(state, config)?, parts).await?;
+    Ok(Assembled { cloud, fleet: backend.fleet, membership })
 }
 
 fn site(state: &State, config: &Config) -> Result<Site> {

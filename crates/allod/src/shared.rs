@@ -3,13 +3,14 @@
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use base::{Clock, Entropy, SystemClock};
 use nix::fcntl::{Flock, FlockArg};
 use reconcile::Sharing;
 use store::{Replica, Store};
+use tokio::sync::watch;
 
 use crate::config::{Config, State};
 use crate::files;
@@ -17,9 +18,13 @@ use crate::pki::Pki;
 
 /// How long a server may take to make what a cloud begins with before another tries.
 const BEGINNING: Duration = Duration::from_secs(60);
+/// How often what older servers left undone is looked for.
+const SETTLING: Duration = Duration::from_secs(30);
 
 /// Where keys and images are.
 pub struct Places {
+    /// Where directories of keys are.
+    pub base: PathBuf,
     /// Token keys.
     pub fernet: PathBuf,
     /// Images.
@@ -29,7 +34,7 @@ pub struct Places {
 /// The directory that replicas share, or the state directory where there is one server.
 pub fn places(state: &State, config: &Config) -> Places {
     let base = config.replica.shared_dir.as_deref().unwrap_or(state.dir());
-    Places { fernet: base.join("fernet"), images: base.join("images") }
+    Places { base: base.to_owned(), fernet: base.join("fernet"), images: base.join("images") }
 }
 
 /// Brings CA and passwords of the shared directory into the state directory; the first replica makes them.
@@ -76,25 +81,126 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     if fs::read(to).is_ok_and(|held| held == content) { Ok(()) } else { files::write_secret(to, &content) }
 }
 
-/// How this server takes part; `None` where it is the only one.
-pub fn replica(config: &Config, pki: &Pki) -> Result<Option<cloud::Replica>> {
-    if config.replica.shared_dir.is_none() {
-        return Ok(None);
-    }
+/// This server among those that work on the database.
+fn me(state: &State, config: &Config) -> Result<Replica> {
     let address = match config.replica.address.as_str() {
         "" => format!("https://{}", config.listen),
         given => given.trim_end_matches('/').to_owned(),
     };
-    let me = Replica {
+    Ok(Replica {
         id: Entropy::system().uuid().to_string(),
         name: format!("{}@{}", std::process::id(), config.listen),
         address,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         schemas: store::newest(cloud::SCHEMAS),
-        ..Replica::default()
-    };
-    let ttl = Duration::from_secs(config.replica.lease_secs.into());
-    Ok(Some(cloud::Replica { sharing: Sharing { me, ttl }, http: pki.replica_client()? }))
+        alone: config.replica.shared_dir.is_none(),
+        home: crate::bootstrap::host_id(state)?.to_string(),
+    })
+}
+
+/// A place among the servers of a PostgreSQL database.
+pub struct Membership {
+    store: Store,
+    me: Replica,
+    ttl: Duration,
+    lost: watch::Receiver<Option<String>>,
+}
+
+impl Membership {
+    /// Joins. A server with a shared directory works beside others that have it; one without suffers nobody, and nobody
+    /// suffers it. One that was killed elsewhere counts as living for as long as its lease lasts.
+    pub async fn join(state: &State, config: &Config, store: &Store) -> Result<Self> {
+        let me = me(state, config)?;
+        let ttl = Duration::from_secs(config.replica.lease_secs.into());
+        let begin = Instant::now();
+        loop {
+            let refused = match alone(store, &me, ttl).await? {
+                None => break,
+                Some(other) => other,
+            };
+            if begin.elapsed() > ttl + Duration::from_secs(1) {
+                bail!(
+                    "another server works on this database: {refused}. Servers that work together have the same \
+                     replica.shared_dir; stop the other one, or configure both as replicas"
+                );
+            }
+            tokio::time::sleep(ttl / 20).await;
+        }
+        let (lose, lost) = watch::channel(None);
+        let membership = Membership { store: store.clone(), me, ttl, lost };
+        if membership.me.alone {
+            tokio::spawn(stay(store.clone(), membership.me.clone(), ttl, lose));
+        }
+        tokio::spawn(settle(store.clone(), membership.me.id.clone()));
+        Ok(membership)
+    }
+
+    /// How this server shares the work; `None` where it does all of it.
+    pub fn replica(&self, pki: &Pki) -> Result<Option<cloud::Replica>> {
+        if self.me.alone {
+            return Ok(None);
+        }
+        let sharing = Sharing { me: self.me.clone(), ttl: self.ttl };
+        Ok(Some(cloud::Replica { sharing, http: pki.replica_client()? }))
+    }
+
+    /// Ends when another server took the database; says which.
+    pub async fn lost(&mut self) -> String {
+        let told = self.lost.wait_for(Option::is_some).await.map(|told| told.clone());
+        match told {
+            Ok(told) => told.unwrap_or_default(),
+            // Replicas suffer each other.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Lets another one begin at once.
+    pub async fn leave(self) {
+        if self.me.alone
+            && let Err(error) = self.store.leave("alone", &self.me.id).await
+        {
+            tracing::warn!(error = %error.chain(), "the next server waits until our lease ends");
+        }
+    }
+}
+
+/// Takes the place of the only server, or looks whether there is one; answers who is in the way.
+async fn alone(store: &Store, me: &Replica, ttl: Duration) -> Result<Option<String>> {
+    if !me.alone {
+        let others = store.replicas().await?;
+        let other = others.into_iter().find(|r| r.alone && r.home != me.home);
+        return Ok(other.map(|r| format!("{} at {} (version {})", r.name, r.address, r.version)));
+    }
+    match store.alone(me, ttl).await {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == base::Kind::Conflict => Ok(Some(error.public().to_owned())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Renews the place of the only server until somebody else has it.
+async fn stay(store: Store, me: Replica, ttl: Duration, lose: watch::Sender<Option<String>>) {
+    while !lose.is_closed() {
+        tokio::time::sleep(ttl / 3).await;
+        match alone(&store, &me, ttl).await {
+            Ok(None) => {}
+            Ok(Some(other)) => {
+                lose.send_replace(Some(other));
+                return;
+            }
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "our lease is not renewed"),
+        }
+    }
+}
+
+/// Does what older servers left undone, once they are gone; one may come back at any time.
+async fn settle(store: Store, me: String) {
+    loop {
+        if let Err(error) = store.settle(cloud::SCHEMAS, &me).await {
+            tracing::warn!(error = %error.chain(), "what older servers wrote is not up to date yet");
+        }
+        tokio::time::sleep(SETTLING).await;
+    }
 }
 
 /// Runs `work` while no other replica does the same.

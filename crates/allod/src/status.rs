@@ -1,24 +1,26 @@
-//! `allod status`, and the routes it and Prometheus ask: `/v1/ops/tasks` and `/metrics`, for holders of a host's
-//! certificate of this cloud.
+//! `allod status`, and the routes it and Prometheus ask: `/v1/ops/tasks`, `/v1/ops/versions` and `/metrics`, for holders of
+//! a host's certificate of this cloud.
 
 mod show;
 
 use std::sync::Arc;
 
 use agent::Agent;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
 use link::Peer;
 use metrics::gauge;
 use reconcile::Handle;
+use store::Store;
 
 pub use show::{json, show};
 
 use crate::telemetry::Metrics;
 
 /// The server's routes.
-pub fn routes(handle: Handle, compute: Arc<compute::State>, metrics: Metrics) -> Router {
+pub fn routes(handle: Handle, store: Store, compute: Arc<compute::State>, metrics: Metrics) -> Router {
     let of_metrics = handle.clone();
     let tasks = move |peer: Option<Extension<Peer>>| async move {
         match peer {
@@ -26,11 +28,26 @@ pub fn routes(handle: Handle, compute: Arc<compute::State>, metrics: Metrics) ->
             None => refused(),
         }
     };
+    let versions = move |peer: Option<Extension<Peer>>| async move {
+        if peer.is_none() {
+            return refused();
+        }
+        match crate::upgrade::programs(&store).await {
+            Ok(programs) => Json(programs).into_response(),
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "versions are not known");
+                (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n").into_response()
+            }
+        }
+    };
     let collect = move || {
         collect_tasks(&of_metrics);
         collect_hosts(&compute.census());
     };
-    Router::new().route("/v1/ops/tasks", get(tasks)).merge(metrics_route(metrics, collect))
+    Router::new()
+        .route("/v1/ops/tasks", get(tasks))
+        .route("/v1/ops/versions", get(versions))
+        .merge(metrics_route(metrics, collect))
 }
 
 /// The agent's routes.
@@ -50,8 +67,7 @@ fn metrics_route(metrics: Metrics, collect: impl Fn() + Clone + Send + Sync + 's
 }
 
 fn refused() -> Response {
-    (axum::http::StatusCode::UNAUTHORIZED, "a client certificate of this cloud is needed here\n")
-        .into_response()
+    (StatusCode::UNAUTHORIZED, "a client certificate of this cloud is needed here\n").into_response()
 }
 
 #[expect(

@@ -46,6 +46,8 @@ struct Told {
     written: Option<Timestamp>,
     /// Capacity as last written.
     capacity: Option<HostCapacity>,
+    /// Version of the agent as last written.
+    version: String,
     /// The spec generation of the newest report.
     generation: u64,
     /// Its servers.
@@ -289,7 +291,8 @@ impl State {
         let (known, due) = {
             let told = runtime.told.lock();
             let same = |c: &HostCapacity| HostCapacity { disk_free_gib: 0, ..c.clone() };
-            let known = told.capacity.as_ref().is_some_and(|c| same(c) == same(&report.capacity));
+            let known = told.capacity.as_ref().is_some_and(|c| same(c) == same(&report.capacity))
+                && told.version == report.version;
             (known, told.written.is_none_or(|w| now > w.plus_secs(SEEN_EVERY)))
         };
         if known && !due {
@@ -299,7 +302,7 @@ impl State {
         if !known {
             self.provide(id, &capacity).await?;
         }
-        let stored = capacity.clone();
+        let (stored, version) = (capacity.clone(), report.version.clone());
         self.store
             .write(move |tx| {
                 // A host that joined is the one that its certificate names.
@@ -314,6 +317,7 @@ impl State {
                     Some(mut host) => {
                         host.name.clone_from(&stored.hostname);
                         host.capacity = stored.clone();
+                        host.agent_version.clone_from(&version);
                         host.seen_at = host.seen_at.max(now);
                         tx.update_status(&mut host)
                     }
@@ -324,6 +328,7 @@ impl State {
                             meta: store::Meta::default(),
                             name: stored.hostname.clone(),
                             capacity: stored.clone(),
+                            agent_version: version.clone(),
                             seen_at: now,
                             disabled: false,
                             disabled_reason: None,
@@ -337,6 +342,7 @@ impl State {
             .await?;
         let mut told = runtime.told.lock();
         told.capacity = Some(capacity);
+        told.version.clone_from(&report.version);
         told.written = Some(now);
         Ok(())
     }

@@ -382,6 +382,9 @@ store::resource! {
         pub name: String,
         /// What it has.
         pub capacity: HostCapacity,
+        /// Version of its agent; empty for agents that do not tell it.
+        #[serde(default)]
+        pub agent_version: String,
         /// When it last reported (written now and then; the newest moment is in memory).
         pub seen_at: Timestamp,
         /// Whether new servers are kept away.
@@ -577,7 +580,7 @@ impl VolumeClaim {
 }
 
 /// The tables.
-pub const MIGRATIONS: &[Migration] = &[FIRST, JOINING, CLAIMS];
+pub const MIGRATIONS: &[Migration] = &[FIRST, JOINING, CLAIMS, VERSIONS];
 
 const FIRST: Migration = Migration::new(
     1,
@@ -601,5 +604,8 @@ const JOINING: Migration = Migration::new(
     "leases and joining hosts",
     &[Step::table::<HostLease>(), Step::table::<JoinToken>(), Step::table::<JoinedHost>()],
 );
+
+/// A new field, no column: older servers are to notice, and keep it.
+const VERSIONS: Migration = Migration::new(5, "versions of agents", &[Step::table::<Host>()]);
 
 const CLAIMS: Migration = Migration::new(3, "claims of volumes", &[Step::table::<VolumeClaim>()]);

@@ -242,6 +242,9 @@ pub struct HostReport {
     pub generation: u64,
     /// When it was measured, by the agent's clock.
     pub at: Timestamp,
+    /// Version of the agent's program; empty where it is from before agents told it.
+    #[serde(default)]
+    pub version: String,
     /// What the host has.
     pub capacity: HostCapacity,
     /// Servers found.

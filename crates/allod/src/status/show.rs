@@ -88,6 +88,11 @@ impl<'a> Asking<'a> {
                 Ok(answer) => answer.json().await.ok(),
                 Err(_) => None,
             };
+        let versions: Option<Value> =
+            match self.client.get(format!("{}/v1/ops/versions", self.base)).send().await {
+                Ok(answer) => answer.json().await.ok(),
+                Err(_) => None,
+            };
         let hosts = match self.hosts().await {
             Ok(hosts) => hosts,
             Err(error) => {
@@ -97,7 +102,7 @@ impl<'a> Asking<'a> {
         };
         Ok(json!({
             "url": self.config.url(), "processes": processes, "engines": engines, "services": services,
-            "tasks": tasks, "hosts": hosts,
+            "tasks": tasks, "hosts": hosts, "versions": versions,
         }))
     }
 
@@ -160,6 +165,11 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
+fn agent_version(versions: &Value, host: &Value) -> String {
+    let found = list(&versions["agents"]).find(|a| a["name"] == *host).and_then(|a| a["version"].as_str());
+    found.filter(|v| !v.is_empty()).unwrap_or("of unknown version").to_owned()
+}
+
 fn render(status: &Value) -> String {
     let mut out = format!("{}\n\n", text(&status["url"]));
     for process in list(&status["processes"]) {
@@ -169,6 +179,11 @@ fn render(status: &Value) -> String {
         let pid = engine["pid"].as_u64().map_or_else(|| "DOWN".into(), |pid| format!("pid {pid}"));
         let _ = writeln!(out, "engine    {:14} {pid}", text(&engine["name"]));
     }
+    for server in list(&status["versions"]["servers"]) {
+        let (name, address, version) =
+            (text(&server["name"]), text(&server["address"]), text(&server["version"]));
+        let _ = writeln!(out, "server    {name:14} {version} {address}");
+    }
     for service in list(&status["services"]) {
         let up = if service["up"] == true { "up" } else { "DOWN" };
         let _ = writeln!(out, "service   {:14} {up}", text(&service["name"]));
@@ -177,7 +192,7 @@ fn render(status: &Value) -> String {
         for host in list(&status["hosts"]) {
             let _ = writeln!(
                 out,
-                "host      {:14} {} {} {} servers, {}/{} CPUs, {}/{} MiB",
+                "host      {:14} {} {} {} servers, {}/{} CPUs, {}/{} MiB, agent {}",
                 text(&host["hypervisor_hostname"]),
                 text(&host["state"]),
                 text(&host["hypervisor_type"]),
@@ -186,6 +201,7 @@ fn render(status: &Value) -> String {
                 host["vcpus"],
                 host["memory_mb_used"],
                 host["memory_mb"],
+                agent_version(&status["versions"], &host["hypervisor_hostname"]),
             );
         }
     } else {
@@ -286,6 +302,14 @@ mod tests {
     }
 
     #[test]
+    fn hosts_are_shown_with_the_version_of_their_agents() {
+        let hosts = json!([{"hypervisor_hostname": "h1"}, {"hypervisor_hostname": "h2"}]);
+        let versions = json!({"agents": [{"name": "h1", "version": "0.1.0"}, {"name": "h2", "version": ""}]});
+        let text = render(&json!({"url": "u", "hosts": hosts, "versions": versions}));
+        assert!(text.contains("agent 0.1.0\n") && text.contains("agent of unknown version\n"), "{text}");
+    }
+
+    #[test]
     fn a_cloud_that_is_half_down_is_told_so() {
         let task = TaskStatus {
             kind: "server".into(),
@@ -296,7 +320,9 @@ mod tests {
         let text = render(&json!({
             "url": "https://x", "processes": [], "services": [{"name": "image", "up": false}], "tasks": [task],
             "engines": [{"name": "northd", "pid": null}], "hosts": {"error": "no answer"},
+            "versions": {"servers": [{"name": "1@a", "version": "0.1.0", "address": "https://a"}]},
         }));
+        assert!(text.contains("server    1@a            0.1.0 https://a"), "{text}");
         for line in ["image          DOWN", "northd         DOWN", "hosts     no answer", "k1: no host"] {
             assert!(text.contains(line), "{line}: {text}");
         }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
 
 mod api;
+mod load;
 mod moving;
 // The same server as the store's tests start.
 #[path = "../../../store/tests/it/postgres.rs"]
@@ -10,6 +11,8 @@ mod moving;
 mod postgres;
 mod replicas;
 mod telemetry;
+mod upgrade;
+mod walk;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

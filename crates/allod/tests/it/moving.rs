@@ -1,16 +1,15 @@
 //! A cloud moves: to PostgreSQL and back, into a backup and out of it, from the schema of the version before.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::World;
 use crate::api::{Answer, Api, until};
-use crate::postgres;
+use crate::{World, postgres, walk};
 
 /// What a tenant has after a while.
 async fn furnish(api: &Api) {
@@ -64,20 +63,13 @@ fn up(world: &World, config: &str) {
     world.allod(&["up", "--detach", "--config", config]);
 }
 
-fn same(before: &[(String, String)], after: &[(String, String)]) {
-    for (one, other) in before.iter().zip(after) {
-        assert_eq!(one, other);
-    }
-    assert_eq!(before.len(), after.len());
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cloud_moves_to_postgresql_and_back() {
     let database = postgres::Server::start();
     let world = World::up("");
     let api = world.login("demo").await;
     furnish(&api).await;
-    let before = api.everything().await;
+    let before = walk::everything(&world.login("admin").await).await;
     let refused = world.run(&["database", "copy", "--to", &database.url()]);
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("is up"));
     world.allod(&["down"]);
@@ -92,17 +84,17 @@ async fn a_cloud_moves_to_postgresql_and_back() {
     up(&world, &config(&world, &database.url()));
     // A token of before the move is good after it.
     at_rest(&api).await;
-    same(&before, &api.everything().await);
+    walk::same(&before, &world.login("admin").await).await;
     let network = json!({"network": {"name": "made on PostgreSQL"}});
     world.login("demo").await.make("/network/v2.0/networks", network).await;
-    let there = api.everything().await;
+    let there = walk::everything(&world.login("admin").await).await;
     world.allod(&["down"]);
 
     let file = world.state().join("db/back.sqlite");
     world.allod(&["database", "copy", "--to", &format!("sqlite://{}", file.display())]);
     up(&world, &config(&world, &format!("sqlite://{}", file.display())));
     at_rest(&api).await;
-    same(&there, &api.everything().await);
+    walk::same(&there, &world.login("admin").await).await;
 }
 
 /// Creates and deletes for as long as it may.
@@ -118,24 +110,50 @@ async fn load(api: Api, stop: Arc<AtomicBool>) -> usize {
     done
 }
 
-/// Restores into `database` (empty: SQLite) and compares what the APIs say.
-async fn restored(backup: &Path, database: &str, before: &[(String, String)], passwords: &str) {
+/// Restores into `database` (empty: SQLite) and compares everything that the APIs say.
+async fn restored(backup: &Path, key: [&str; 2], database: &str, before: &Before) {
     let world = World::empty();
     let file = config(&world, database);
-    let backup = backup.to_str().unwrap();
-    world.allod(&["restore", "--input", backup, "--config", &file]);
-    assert_eq!(world.read("secrets.json"), passwords);
-    let again = world.run(&["restore", "--input", backup, "--config", &file]);
+    let restore = ["restore", "--input", backup.to_str().unwrap(), "--config", &file];
+    let refused = world.run(&restore);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is encrypted"), "{refused:?}");
+    let wrong = world.run(&[&restore[..], &["--identity", before.wrong.to_str().unwrap()]].concat());
+    let told = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(!wrong.status.success() && told.contains("cannot be decrypted"), "{told}");
+    assert!(!world.state().join("db/allod.sqlite").exists() && !world.state().join("fernet/0").exists());
+    let restore = [&restore[..], &key].concat();
+    world.allod(&restore);
+    assert_eq!(world.read("secrets.json"), before.passwords);
+    let again = world.run(&restore);
     assert!(String::from_utf8_lossy(&again.stderr).contains("there already"));
     // The hosts come back with what they had.
     up(&world, &file);
     let api = world.login("demo").await;
     at_rest(&api).await;
-    same(before, &without_load(api.everything().await));
+    // One network of the load may be there or not.
+    for left in api.get("/network/v2.0/networks?name=load").await["networks"].as_array().unwrap() {
+        let path = format!("/network/v2.0/networks/{}", left["id"].as_str().unwrap());
+        assert!(matches!(api.call("DELETE", &path, None).await, Answer::Told(204, _)));
+    }
+    println!("{} answers are the same", walk::same(&before.answers, &world.login("admin").await).await);
     let images = api.get("/image/v2/images?name=mini").await;
     let path = format!("/image/v2/images/{}/file", images["images"][0]["id"].as_str().unwrap());
     assert!(matches!(api.call("GET", &path, None).await, Answer::Told(200, _)), "the image has its bytes");
+    // Tokens of before the backup are good, and what was told to be secret is.
+    assert!(matches!(
+        before.api.at(&world.url()).call("GET", "/network/v2.0/networks", None).await,
+        Answer::Told(200, _)
+    ));
     furnish_more(&api).await;
+}
+
+/// What a backup is compared with.
+struct Before {
+    answers: std::collections::BTreeMap<String, String>,
+    passwords: String,
+    api: Api,
+    /// A key that decrypts nothing.
+    wrong: PathBuf,
 }
 
 async fn furnish_more(api: &Api) {
@@ -143,16 +161,12 @@ async fn furnish_more(api: &Api) {
     api.make("/network/v2.0/networks", body).await;
 }
 
-/// One network of the load may be there or not.
-fn without_load(mut all: Vec<(String, String)>) -> Vec<(String, String)> {
-    for (path, text) in &mut all {
-        if path == "/network/v2.0/networks" {
-            let mut body: Value = serde_json::from_str(text).unwrap();
-            body["networks"].as_array_mut().unwrap().retain(|n| n["name"] != "load");
-            *text = body.to_string();
-        }
-    }
-    all
+/// An age identity in a file, and its public key.
+fn identity(path: &Path) -> String {
+    use age::secrecy::ExposeSecret;
+    let identity = age::x25519::Identity::generate();
+    std::fs::write(path, identity.to_string().expose_secret()).unwrap();
+    identity.to_public().to_string()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,43 +175,65 @@ async fn a_backup_under_load_is_the_cloud() {
     let world = World::up("");
     let api = world.login("demo").await;
     furnish(&api).await;
-    let before = api.everything().await;
+    let keys = tempfile::tempdir().unwrap();
+    let file = |name: &str| keys.path().join(name);
+    let (public, _) = (identity(&file("key")), identity(&file("wrong")));
+    std::fs::write(file("passphrase"), "correct horse battery staple\n").unwrap();
+    let before = Before {
+        answers: walk::everything(&world.login("admin").await).await,
+        passwords: world.read("secrets.json"),
+        api: api.clone(),
+        wrong: file("wrong"),
+    };
     let stop = Arc::new(AtomicBool::new(false));
     let loading = tokio::spawn(load(api.clone(), stop.clone()));
-    let file = world.state().join("backup.gz");
-    let name = file.to_str().unwrap().to_owned();
+    let (to_key, to_words, words) = (file("to-key"), file("to-words"), file("passphrase"));
     let backed_up = tokio::task::spawn_blocking(move || {
-        world.allod(&["backup", "--output", &name, "--images"]);
-        let again = world.run(&["backup", "--output", &name]);
+        let to = |path: &Path, how: &[&str]| {
+            world.run(&[&["backup", "--images", "--output", path.to_str().unwrap()], how].concat())
+        };
+        let refused = to(&to_key, &[]);
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("--unencrypted"), "{refused:?}");
+        let done = to(&to_key, &["--recipient", &public]);
+        assert!(done.status.success(), "{done:?}");
+        let again = to(&to_key, &["--unencrypted"]);
         assert!(String::from_utf8_lossy(&again.stderr).contains("there already"));
+        let done = to(&to_words, &["--passphrase-file", words.to_str().unwrap()]);
+        assert!(done.status.success(), "{done:?}");
         world
     });
     let world = backed_up.await.unwrap();
     stop.store(true, Ordering::SeqCst);
     assert!(loading.await.unwrap() > 0);
-    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    let passwords = world.read("secrets.json");
+    let (to_key, to_words) = (file("to-key"), file("to-words"));
+    assert_eq!(std::fs::metadata(&to_key).unwrap().permissions().mode() & 0o777, 0o600);
     world.allod(&["down"]);
 
-    let whole = std::fs::read(&file).unwrap();
-    let torn = world.state().join("torn.gz");
+    let whole = std::fs::read(&to_key).unwrap();
+    assert!(whole.starts_with(b"age-encryption.org/v1"));
+    let torn = file("torn");
     std::fs::write(&torn, &whole[..whole.len() - 100]).unwrap();
-    let refused = World::empty().run(&["restore", "--input", torn.to_str().unwrap()]);
+    let (torn, key) = (torn.to_str().unwrap().to_owned(), file("key").to_str().unwrap().to_owned());
+    let refused = World::empty().run(&["restore", "--input", &torn, "--identity", &key]);
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && (told.contains("cut off") || told.contains("damaged")), "{told}");
 
-    restored(&file, "", &before, &passwords).await;
-    restored(&file, &database.url(), &before, &passwords).await;
+    restored(&to_key, ["--identity", &key], "", &before).await;
+    let words = file("passphrase");
+    restored(&to_words, ["--passphrase-file", words.to_str().unwrap()], &database.url(), &before).await;
 }
 
 /// A cloud of the version before: `allod up --sim-hosts 2`, what `furnish` makes, `allod backup`.
-const PREVIOUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/previous.backup.gz");
+pub const PREVIOUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/previous.backup.gz");
 
 async fn upgraded(database: &str) {
     let world = World::empty();
     let file = config(&world, database);
     world.allod(&["restore", "--input", PREVIOUS, "--config", &file]);
     let told: Value = serde_json::from_slice(&world.allod(&["upgrade", "--check", "--json"]).stdout).unwrap();
+    assert_eq!(told["agents"].as_array().unwrap().len(), 2);
+    let warnings = told["warnings"].to_string();
+    assert!(warnings.contains("the agent of sim-1 does not tell its version"), "{warnings}");
     assert_eq!(told["contracts"], false, "agents and servers of the version before go on: {told}");
     let pending = told["pending"].as_array().unwrap().len();
     let again: Value =
@@ -211,8 +247,16 @@ async fn upgraded(database: &str) {
     let keys = api.get("/compute/v2.1/os-keypairs").await;
     assert_eq!(keys["keypairs"][0]["keypair"]["name"], "k");
     furnish_more(&api).await;
-    let text = String::from_utf8(world.allod(&["upgrade", "--check"]).stdout).unwrap();
-    assert!(text.contains("up to date"), "{text}");
+    // Hosts report with their version; the check tells it.
+    let told = async || {
+        let text = String::from_utf8(world.allod(&["upgrade", "--check"]).stdout).unwrap();
+        assert!(text.contains("up to date"), "{text}");
+        let ours = format!("sim-1                    version {}", env!("CARGO_PKG_VERSION"));
+        text.contains(&ours) && !text.contains("WARNING")
+    };
+    until("agents tell their version", Duration::from_secs(30), told).await;
+    let status = String::from_utf8(world.allod(&["status"]).stdout).unwrap();
+    assert!(status.contains(&format!("agent {}\n", env!("CARGO_PKG_VERSION"))), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

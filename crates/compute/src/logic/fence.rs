@@ -61,6 +61,7 @@ mod tests {
             meta: store::Meta::default(),
             name: "h1".into(),
             capacity: HostCapacity::default(),
+            agent_version: String::new(),
             seen_at: Timestamp(0),
             disabled: false,
             disabled_reason: None,

@@ -37,6 +37,7 @@ async fn a_removed_host_may_speak_no_more() {
         sequence: 1,
         generation: 0,
         at: base::Timestamp(0),
+        version: "0.1.0".into(),
         capacity: contract::host::HostCapacity { hostname: "h9".into(), ..Default::default() },
         servers: vec![],
         volumes: vec![],

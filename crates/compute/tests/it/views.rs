@@ -276,6 +276,7 @@ fn report(host: base::HostId, sequence: u64, generation: u64) -> contract::host:
         sequence,
         generation,
         at: base::Timestamp(0),
+        version: "0.1.0".into(),
         capacity: contract::host::HostCapacity {
             hostname: "h".into(),
             vcpus: 4,

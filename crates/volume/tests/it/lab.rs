@@ -209,6 +209,7 @@ impl FakeHost {
             sequence: self.sequence,
             generation: spec.generation,
             at: Timestamp::default(),
+            version: "0.1.0".into(),
             capacity: HostCapacity {
                 hostname: self.name.clone(),
                 disk_gib: 1000,
