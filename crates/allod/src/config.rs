@@ -33,6 +33,8 @@ pub struct Config {
     pub sim_apart: bool,
     /// Cost of password hashes.
     pub bcrypt_rounds: u32,
+    /// Rules for passwords and logins, limits, trusts, the audit trail.
+    pub identity: identity::Operator,
     /// Device through which guests of this host reach those of others; empty: there are no other hosts.
     pub underlay: String,
     /// Joining and fencing of hosts.
@@ -160,6 +162,7 @@ impl Default for Config {
             sim_hosts: 0,
             sim_apart: false,
             bcrypt_rounds: 12,
+            identity: identity::Operator::default(),
             underlay: String::new(),
             hosts: Hosts::default(),
             external: External::default(),

@@ -64,6 +64,7 @@ async fn connection(
     mut stop: watch::Receiver<bool>,
 ) {
     let _ = stream.set_nodelay(true);
+    let from = stream.peer_addr().map(|a| api::Peer(a.ip())).ok();
     let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await else { return };
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let peer = certificate.and_then(crate::pki::host_of).map(link::Peer);
@@ -76,6 +77,9 @@ async fn connection(
     let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
+        }
+        if let Some(from) = from {
+            request.extensions_mut().insert(from);
         }
         if replica {
             request.extensions_mut().insert(link::Replica);

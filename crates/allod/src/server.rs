@@ -128,6 +128,7 @@ fn site(state: &State, config: &Config) -> Result<Site> {
         url: config.url(),
         keys: identity::Repository::Directory(places.fernet),
         bcrypt_cost: config.bcrypt_rounds,
+        identity: config.identity.clone(),
         images: places.images,
         fencing: cloud::Fencing {
             lease: Duration::from_secs(config.hosts.lease_secs.into()),

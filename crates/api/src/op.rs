@@ -19,6 +19,18 @@ pub(crate) type Fut = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;
 /// Receives the body already collected (JSON operations) or as it comes (raw operations).
 pub(crate) type Handler<S> = Arc<dyn Fn(Ctx<S>, Head, Incoming) -> Result<Fut> + Send + Sync>;
 
+/// What [`Op::watched`] calls.
+pub type Watch<S> = Arc<dyn Fn(&Ctx<S>, &Called, std::result::Result<&Reply, &base::Error>) + Send + Sync>;
+
+/// A call as [`Op::watched`] tells it.
+#[derive(Debug, Clone)]
+pub struct Called {
+    /// Path parameters by name.
+    pub params: Vec<(String, String)>,
+    /// Where it came from, if known.
+    pub peer: Option<std::net::IpAddr>,
+}
+
 /// A request's body on its way to the handler.
 pub(crate) enum Incoming {
     /// Collected, within the limit.
@@ -326,6 +338,29 @@ impl<S: Send + Sync + 'static> Op<S> {
     #[must_use]
     pub fn consumes(mut self, types: &'static [&'static str]) -> Self {
         self.info.consumes = types;
+        self
+    }
+
+    /// Tells `watch` how each call of the handler ended: for an audit trail. What was refused before the handler ran (no
+    /// token, no role that could do) is not told.
+    #[must_use]
+    pub fn watched(mut self, watch: Watch<S>) -> Self {
+        let inner = self.handler.clone();
+        self.handler = Arc::new(move |cx, head, body| {
+            let (cx_then, watch) = (cx.clone(), watch.clone());
+            let call = Called { params: head.params.clone(), peer: head.peer };
+            match inner(cx, head, body) {
+                Err(error) => {
+                    watch(&cx_then, &call, Err(&error));
+                    Err(error)
+                }
+                Ok(future) => Ok(Box::pin(async move {
+                    let result = future.await;
+                    watch(&cx_then, &call, result.as_ref());
+                    result
+                })),
+            }
+        });
         self
     }
 

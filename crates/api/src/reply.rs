@@ -13,13 +13,14 @@ pub struct Reply {
     pub(crate) status: Option<StatusCode>,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Body,
+    pub(crate) named: Option<String>,
     pub(crate) failed: Option<base::Error>,
 }
 
 impl Reply {
     /// No body.
     pub fn empty() -> Self {
-        Reply { status: None, headers: HeaderMap::new(), body: Body::empty(), failed: None }
+        Reply { status: None, headers: HeaderMap::new(), body: Body::empty(), named: None, failed: None }
     }
 
     /// `value` as JSON, serialised straight to bytes.
@@ -57,6 +58,18 @@ impl Reply {
     pub fn status(mut self, code: u16) -> Self {
         self.status = Some(StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
         self
+    }
+
+    /// Says which thing the answer is about; nobody is told but who watches the operation.
+    #[must_use]
+    pub fn about(mut self, id: impl Into<String>) -> Self {
+        self.named = Some(id.into());
+        self
+    }
+
+    /// Which thing the answer is about, if it was said.
+    pub fn subject(&self) -> Option<&str> {
+        self.named.as_deref()
     }
 
     /// Adds a header; one with characters a header cannot carry is left out.

@@ -1,6 +1,7 @@
 //! What a handler receives: path parameters, query, headers, and the body already parsed and checked.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use axum::body::Body;
@@ -29,7 +30,12 @@ pub(crate) struct Head {
     pub params: Vec<(String, String)>,
     pub query: Query,
     pub headers: HeaderMap,
+    pub peer: Option<IpAddr>,
 }
+
+/// The address a request came from; the listener leaves it in the request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
 
 /// A body that is read as it comes.
 #[derive(Debug)]
@@ -108,6 +114,12 @@ impl<T> Request<T> {
     /// All headers.
     pub fn headers(&self) -> &HeaderMap {
         &self.head.headers
+    }
+
+    /// The address the request came from, if the listener told it. Behind a proxy it is the one the proxy saw, where
+    /// the service trusts proxies.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.head.peer
     }
 
     /// The method.

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -184,6 +185,14 @@ impl<S: Service> Table<S> {
     }
 }
 
+/// Where a request came from. A proxy that is trusted adds the address it saw at the end of `X-Forwarded-For`.
+fn peer(parts: &Parts, trust_forwarded: bool) -> Option<IpAddr> {
+    let told = || parts.headers.get_all("x-forwarded-for").iter().next_back()?.to_str().ok();
+    let forwarded = || told()?.rsplit(',').next()?.trim().parse().ok();
+    let direct = parts.extensions.get::<request::Peer>().map(|p| p.0);
+    if trust_forwarded { forwarded().or(direct) } else { direct }
+}
+
 /// Letters, digits and what a host, a port and an IPv6 literal need; nothing that could break out of a link.
 fn plain_host(text: &str) -> bool {
     !text.is_empty()
@@ -336,6 +345,7 @@ impl<S: Service> Table<S> {
             mv,
         };
         let head = Head {
+            peer: peer(&parts, settings.trust_forwarded),
             path: parts.uri.path().to_owned(),
             method: parts.method,
             params,

@@ -48,6 +48,8 @@ pub struct Site {
     pub keys: identity::Repository,
     /// Cost of password hashes.
     pub bcrypt_cost: u32,
+    /// Rules for passwords and logins, limits, trusts, the audit trail.
+    pub identity: identity::Operator,
     /// Directory of image files.
     pub images: PathBuf,
     /// How hosts are fenced and when they count as down.
@@ -162,6 +164,7 @@ pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
             policy_yaml: site.policy("identity"),
             keys: site.keys.clone(),
             bcrypt_cost: site.bcrypt_cost,
+            operator: site.identity.clone(),
             ..identity::Config::default()
         },
         store.clone(),

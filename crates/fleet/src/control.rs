@@ -157,6 +157,7 @@ impl Control {
             url: URL.to_owned(),
             keys: identity::Repository::Directory(directory.path().join("keys")),
             bcrypt_cost: 4,
+            identity: identity::Operator::default(),
             images: directory.path().join("images"),
             fencing: cloud::Fencing::default(),
             policy: BTreeMap::new(),

@@ -5,7 +5,8 @@ use base::{DomainId, Error, ProjectId, RegionId, Result, RoleId, ServiceId, User
 use serde_json::Map;
 use store::{Query, Tx};
 
-use crate::api::plain_region;
+use crate::api::{PasswordChange, plain_region};
+use crate::compliance::By;
 use crate::directory;
 use crate::model::{
     Actor, Assignment, Domain, Endpoint, ImpliedRole, Place, Project, Region, Role, Service, User,
@@ -253,6 +254,8 @@ impl State {
                     password: Some(hash.clone()),
                     former_passwords: Vec::new(),
                     password_changed_at: Some(tx.now()),
+                    password_expires_at: None,
+                    password_self_service: false,
                     token_generation: 1,
                 },
             )?;
@@ -267,10 +270,12 @@ impl State {
     /// `NotFound` where there is no such user.
     pub async fn set_password(&self, user: &UserId, password: &str) -> Result<()> {
         let hash = self.passwords.hash(password, &self.entropy).await?;
-        let (user, keep) = (user.clone(), self.config.unique_last_passwords);
+        let (user, keep) =
+            (user.clone(), self.config.operator.security_compliance.unique_last_password_count);
         self.write(move |tx| {
             let mut user = directory::user(tx, &user)?;
-            crate::api::set_password(&mut user, Some(hash.clone()), tx.now(), keep);
+            let change = PasswordChange { hash: Some(hash.clone()), by: By::Installation, ends: None };
+            crate::api::set_password(&mut user, change, tx.now(), keep);
             tx.update(&mut user)?;
             directory::touch_user(tx, &user.id)
         })

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base::{DomainId, GroupId, ProjectId, Result, RoleId, UserId};
+use base::{DomainId, EndpointId, GroupId, ProjectId, Result, RoleId, UserId};
 use store::{Query, Tx};
 
 use crate::logic::inference::{Rules, closure};
 use crate::model::{
-    Actor, Assignment, Domain, Endpoint, Epoch, Group, ImpliedRole, Membership, Place, Project, Role,
-    Service, User,
+    Actor, Assignment, Domain, Endpoint, EndpointFilter, EndpointGroup, Epoch, Group, ImpliedRole,
+    Membership, Place, Project, Role, Service, Trust, User,
 };
 use crate::words;
 
@@ -65,14 +65,15 @@ pub fn insert_once<R: store::Resource>(tx: &mut Tx<'_>, resource: &mut R) -> Res
         .map_err(|error| if error.kind() == base::Kind::Conflict { base::Error::retry(error) } else { error })
 }
 
-/// The epochs of everything and of `user`.
+/// The epoch of everything, and the sum of those of `users`: as epochs only grow, it stands still only while all do.
 ///
 /// # Errors
 /// The store's.
-pub fn epochs(tx: &mut Tx<'_>, user: &str) -> Result<(u64, u64)> {
-    let rows = tx.list::<Epoch>(&Query::new().is_in("id", [ALL, user]))?;
+pub fn epochs(tx: &mut Tx<'_>, users: &[UserId]) -> Result<(u64, u64)> {
+    let keys = std::iter::once(ALL).chain(users.iter().map(UserId::as_str));
+    let rows = tx.list::<Epoch>(&Query::new().is_in("id", keys))?;
     let of = |key: &str| rows.iter().find(|e| e.id == key).map_or(0, |e| e.count);
-    Ok((of(ALL), of(user)))
+    Ok((of(ALL), rows.iter().filter(|e| e.id != ALL).map(|e| e.count).sum()))
 }
 
 /// A domain by name.
@@ -282,6 +283,42 @@ pub fn domains_of(tx: &mut Tx<'_>, user: &UserId) -> Result<Vec<Domain>> {
     let ids: BTreeSet<DomainId> =
         all.into_iter().filter(|a| !a.inherited).filter_map(|a| a.domain_id).collect();
     tx.list::<Domain>(&Query::new().is_in("id", &ids))
+}
+
+/// Which endpoints a project sees, if it does not see all.
+///
+/// # Errors
+/// The store's.
+pub fn visible_endpoints(tx: &mut Tx<'_>, project: &ProjectId) -> Result<Option<BTreeSet<EndpointId>>> {
+    let filters = tx.list::<EndpointFilter>(&Query::new().eq("project_id", project))?;
+    if filters.is_empty() {
+        return Ok(None);
+    }
+    let mut seen: BTreeSet<EndpointId> = filters.iter().filter_map(|f| f.endpoint_id.clone()).collect();
+    let groups: Vec<String> = filters.into_iter().filter_map(|f| f.endpoint_group_id).collect();
+    if !groups.is_empty() {
+        let groups = tx.list::<EndpointGroup>(&Query::new().is_in("id", &groups))?;
+        let all = tx.list::<Endpoint>(&Query::new())?;
+        seen.extend(all.into_iter().filter(|e| groups.iter().any(|g| g.holds(e))).map(|e| e.id));
+    }
+    // As in Keystone: filters that leave nothing are none.
+    Ok(Some(seen).filter(|s| !s.is_empty()))
+}
+
+/// The trusts a trust was made from, itself first. A chain is short: each is made with a smaller count.
+///
+/// # Errors
+/// The store's.
+pub fn pedigree(tx: &mut Tx<'_>, trust: Trust) -> Result<Vec<Trust>> {
+    let mut chain = vec![trust];
+    while let Some(id) = chain.last().and_then(|t| t.redelegated_trust_id.clone()) {
+        let Some(parent) = tx.get::<Trust>(&id)? else { break };
+        chain.push(parent);
+        if chain.len() > DEEPEST {
+            break;
+        }
+    }
+    Ok(chain)
 }
 
 /// The enabled services with their enabled endpoints.

@@ -30,6 +30,16 @@ pub enum Repository {
     Memory,
 }
 
+impl Repository {
+    /// The repository `name` beside this one.
+    pub fn beside(&self, name: &str) -> Self {
+        match self {
+            Repository::Directory(path) => Repository::Directory(path.with_file_name(name)),
+            Repository::Memory => Repository::Memory,
+        }
+    }
+}
+
 struct Ring {
     primary: Fernet,
     others: Vec<Fernet>,
@@ -112,6 +122,23 @@ impl Keys {
             self.look(now, 1_000).then(|| self.ring.read().clone().open(&padded, seconds)).flatten()
         });
         found.map(|payload| (payload, issued))
+    }
+
+    /// Encrypts what is kept for long, as Keystone does its credentials.
+    pub fn seal_at_rest(&self, secret: &[u8], now: Timestamp) -> String {
+        self.look(now, 10_000);
+        let seconds = u64::try_from(now.as_secs()).unwrap_or(0);
+        self.ring.read().clone().primary.encrypt_at_time(secret, seconds)
+    }
+
+    /// Decrypts what [`Keys::seal_at_rest`] made, whatever its age. `None` where no key fits.
+    pub fn open_at_rest(&self, sealed: &str, now: Timestamp) -> Option<Vec<u8>> {
+        // The clock of who sealed it may be ahead.
+        let seconds = u64::try_from(now.as_secs()).unwrap_or(0).saturating_add(86_400 * 3650);
+        let ring = self.ring.read().clone();
+        ring.open(sealed, seconds).or_else(|| {
+            self.look(now, 1_000).then(|| self.ring.read().clone().open(sealed, seconds)).flatten()
+        })
     }
 
     /// Numbers of the keys, the primary first, then falling to the staged key.

@@ -11,20 +11,26 @@
 //! of operations), [`bootstrap()`] (what is there from the start).
 
 mod api;
+mod audit;
 mod bootstrap;
 mod cache;
+mod compliance;
 mod directory;
 mod keys;
 mod logic;
 mod login;
 mod model;
 mod password;
+mod revocations;
+mod secrets;
 mod state;
+mod throttle;
 mod tokens;
 mod words;
 
 pub use api::ops;
 pub use bootstrap::{Bootstrap, BootstrapEndpoint, DEFAULT_DOMAIN, bootstrap};
+pub use compliance::{Compliance, Operator};
 pub use keys::Repository;
 pub use model::{MIGRATIONS, Place};
-pub use state::{Config, State};
+pub use state::{Config, LimitModel, State};

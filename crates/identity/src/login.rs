@@ -3,6 +3,7 @@
 //! Everything that is wrong with a name, a password or a scope is one and the same 401; only a malformed request says
 //! what is wrong with it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use base::{ApplicationCredentialId, DomainId, Error, ProjectId, Result, Timestamp, UserId};
@@ -10,14 +11,18 @@ use contract::Scope;
 use serde_json::{Map, Value};
 use store::{Query, Tx};
 
+use crate::compliance;
 use crate::directory;
 use crate::logic::body::{Kind, check, invalid, missing, wrong_type};
 use crate::logic::payload::{PayloadScope, method};
-use crate::model::{ApplicationCredential, Domain, Place, Project, User};
+use crate::logic::totp;
+use crate::model::{ApplicationCredential, Credential, Domain, LoginRecord, Place, Project, Trust, User};
 use crate::password::{digest, same_digest};
 use crate::state::State;
 use crate::tokens::{Order, Validated};
 use crate::words::{expected, forbidden, no_token, unauthorized};
+
+mod receipts;
 
 /// A domain by id or name.
 #[derive(Debug, Clone)]
@@ -37,6 +42,7 @@ enum Ref {
 enum Method {
     Password { user: Ref, password: String },
     Token(String),
+    Totp { user: Ref, passcode: String },
     ApplicationCredential { id: Option<String>, name: Option<(String, Ref)>, secret: String },
 }
 
@@ -47,7 +53,11 @@ enum Wanted {
     System,
     Project(Ref),
     Domain(DomainRef),
+    Trust(String),
 }
+
+/// Methods of this cloud; `enough` and the schema know no others.
+const METHODS: [&str; 4] = ["password", "token", "application_credential", "totp"];
 
 /// What the methods proved.
 #[derive(Debug, Clone, Default)]
@@ -60,11 +70,40 @@ struct Proof {
     from_system: bool,
 }
 
-/// Answers the body of a token request.
+/// What comes of a login.
+#[derive(Debug)]
+pub enum Login {
+    /// A token and what it says.
+    Token(String, Arc<Validated>),
+    /// What was proved is right but not enough: a receipt to come back with, and what it says.
+    Receipt(String, Value),
+}
+
+impl Login {
+    /// The token; where there is only a receipt, a 401.
+    ///
+    /// # Errors
+    /// `Unauthenticated`.
+    pub fn token(self) -> Result<(String, Arc<Validated>)> {
+        match self {
+            Login::Token(token, valid) => Ok((token, valid)),
+            Login::Receipt(..) => Err(unauthorized()),
+        }
+    }
+}
+
+/// Answers the body of a token request. `from` is the caller's address, if known: too many failures from one address are
+/// answered 429 for a while. `receipt` is what an earlier login gave that was not enough.
 ///
 /// # Errors
-/// `BadRequest` for a malformed body, `Unauthenticated` for wrong credentials, `NotFound` for a token that is none.
-pub async fn login(state: &State, body: &Value) -> Result<(String, Arc<Validated>)> {
+/// `BadRequest` for a malformed body, `Unauthenticated` for wrong credentials, `NotFound` for a token that is none,
+/// `TooManyRequests`.
+pub async fn login(
+    state: &State,
+    body: &Value,
+    from: Option<IpAddr>,
+    receipt: Option<&str>,
+) -> Result<Login> {
     let auth = body.get("auth").ok_or_else(|| missing("auth"))?;
     let auth = object(auth, "auth")?;
     let methods = methods_of(auth)?;
@@ -76,22 +115,42 @@ pub async fn login(state: &State, body: &Value) -> Result<(String, Arc<Validated
         ));
     }
     let mut proof = Proof::default();
+    if let Some(receipt) = receipt {
+        receipts::take(state, receipt, &mut proof).await?;
+    }
     for method in methods {
-        prove(state, method, &mut proof).await?;
+        let whom = method.whom();
+        state.throttle.admit(from, &whom, state.clock.now())?;
+        let proved = prove(state, method, &mut proof).await;
+        if let Err(error) = &proved
+            && error.kind() == base::Kind::Unauthenticated
+        {
+            state.throttle.failed(from, &whom, state.clock.now());
+        }
+        proved?;
     }
     let Some((user_id, generation)) = proof.user.clone() else { return Err(unauthorized()) };
     let (of, passed) = (user_id.clone(), proof.methods.clone());
-    if !state.store.read(move |tx| enough(tx, &of, &passed)).await? {
-        return Err(unauthorized());
+    let rules = state.store.read(move |tx| lacking(tx, &of, &passed)).await?;
+    if let Some(rules) = rules {
+        return receipts::give(state, user_id, &proof, rules).await;
     }
     if proof.from_system && matches!(wanted, Wanted::Project(_) | Wanted::Domain(_)) {
         return Err(forbidden(
             "Using a system-scoped token to create a project-scoped or domain-scoped token is not allowed.",
         ));
     }
-    let scope = match &proof.application_credential {
-        Some((_, project)) => PayloadScope::Project(project.as_str().to_owned()),
-        None => {
+    let trust = match &wanted {
+        Wanted::Trust(id) => Some(trust_of(state, id, &user_id).await?),
+        _ => None,
+    };
+    let scope = match (&proof.application_credential, &trust) {
+        (Some((_, project)), _) => PayloadScope::Project(project.as_str().to_owned()),
+        (None, Some((trust, _))) => {
+            let project = trust.project_id.as_ref().ok_or_else(unauthorized)?;
+            PayloadScope::Project(project.as_str().to_owned())
+        }
+        (None, None) => {
             let user = user_id.clone();
             state.store.read(move |tx| scope_of(tx, &user, &wanted)).await?.ok_or_else(unauthorized)?
         }
@@ -103,9 +162,60 @@ pub async fn login(state: &State, body: &Value) -> Result<(String, Arc<Validated
         expires_at: proof.expires_at,
         parent_audit_id: proof.parent_audit_id,
         application_credential_id: proof.application_credential.map(|(id, _)| id),
-        generation,
+        trust_id: trust.as_ref().map(|(trust, _)| trust.id.clone()),
+        generation: generation + trust.as_ref().map_or(0, |(_, trustor)| *trustor),
     };
-    state.tokens.issue(order).await
+    let issued = state.tokens.issue(order).await;
+    let Some((trust, _)) = trust else { return issued.map(|(token, valid)| Login::Token(token, valid)) };
+    // Whoever is the trustee may know why: a role of the trustor's is gone, or somebody of the chain is disabled.
+    let (token, valid) = issued.map_err(|error| match error.kind() {
+        base::Kind::Unauthenticated => forbidden("Trustee has no delegated roles."),
+        _ => error,
+    })?;
+    // Counted once there is a token; where another was faster with the last use, the token is thrown away.
+    if trust.remaining_uses.is_some() {
+        state.write(move |tx| use_up(tx, &trust.id)).await?;
+    }
+    Ok(Login::Token(token, valid))
+}
+
+/// The trust asked for and its trustor's token generation, if `user` is its trustee.
+async fn trust_of(state: &State, id: &str, user: &UserId) -> Result<(Trust, u64)> {
+    let (id, now) = (id.to_owned(), state.clock.now());
+    let found = state
+        .store
+        .read(move |tx| {
+            let Some(trust) = tx.get::<Trust>(&id)?.filter(|t| t.usable(now)) else { return Ok(None) };
+            let trustor = tx.get::<User>(&trust.trustor_user_id)?;
+            Ok(trustor.map(|trustor| (trust, trustor.token_generation)))
+        })
+        .await?;
+    let (trust, generation) = found.ok_or_else(unauthorized)?;
+    if trust.trustee_user_id != *user {
+        return Err(forbidden("User is not a trustee."));
+    }
+    Ok((trust, generation))
+}
+
+fn use_up(tx: &mut Tx<'_>, id: &str) -> Result<()> {
+    let mut trust = tx.get::<Trust>(&id.to_owned())?.ok_or_else(unauthorized)?;
+    let left = trust.remaining_uses.unwrap_or(1).checked_sub(1).ok_or_else(unauthorized)?;
+    trust.remaining_uses = Some(left);
+    tx.update(&mut trust)
+}
+
+/// Who the body says is logging in, for the audit trail: an id, or a name with its domain. Never a secret.
+pub fn claimed(body: &Value) -> Option<String> {
+    let identity = body.pointer("/auth/identity")?;
+    let place = ["password", "totp", "application_credential"].into_iter().find_map(|m| identity.get(m))?;
+    let user = place.get("user").unwrap_or(place);
+    let text =
+        |value: Option<&Value>| value.and_then(Value::as_str).map(|t| t.chars().take(64).collect::<String>());
+    if let Some(id) = text(user.get("id")) {
+        return Some(id);
+    }
+    let domain = user.get("domain").and_then(|d| text(d.get("id")).or_else(|| text(d.get("name"))));
+    Some(format!("{}@{}", text(user.get("name"))?, domain.unwrap_or_default()))
 }
 
 // ---- reading the body
@@ -137,7 +247,7 @@ fn methods_of(auth: &Map<String, Value>) -> Result<Vec<Method>> {
     if chosen.is_empty() || chosen.len() > 8 {
         return Err(invalid("auth/identity/methods", "must name the methods to be used"));
     }
-    let known = ["password", "token", "application_credential"];
+    let known = METHODS;
     if chosen.iter().any(|name| !known.contains(name)) {
         return Err(Error::unauthenticated("Attempted to authenticate with an unsupported method."));
     }
@@ -159,6 +269,15 @@ fn methods_of(auth: &Map<String, Value>) -> Result<Vec<Method>> {
                 check(&format!("{path}/password"), Kind::Secret, false, password)?;
                 let password = password.as_str().unwrap_or_default().to_owned();
                 Method::Password { user: reference(map, "user", &path)?, password }
+            }
+            "totp" => {
+                let user = data.get("user").ok_or_else(|| missing("user"))?;
+                let path = format!("{path}/user");
+                let map = object(user, &path)?;
+                let passcode = map.get("passcode").ok_or_else(|| missing("passcode"))?;
+                check(&format!("{path}/passcode"), Kind::Secret, false, passcode)?;
+                let passcode = passcode.as_str().unwrap_or_default().to_owned();
+                Method::Totp { user: reference(map, "user", &path)?, passcode }
             }
             "token" => {
                 let id = data.get("id").ok_or_else(|| expected("id", "token"))?;
@@ -220,7 +339,7 @@ fn wanted_of(auth: &Map<String, Value>) -> Result<Wanted> {
         return Ok(Wanted::Unscoped);
     }
     let map = object(scope, "auth/scope")?;
-    let kinds = ["project", "domain", "unscoped", "system"];
+    let kinds = ["project", "domain", "unscoped", "system", "OS-TRUST:trust"];
     let given: Vec<&str> = kinds.into_iter().filter(|k| map.contains_key(*k)).collect();
     let one = || expected("system, project, domain, OS-TRUST:trust or unscoped", "scope");
     let [kind] = given.as_slice() else { return Err(one()) };
@@ -234,6 +353,11 @@ fn wanted_of(auth: &Map<String, Value>) -> Result<Wanted> {
             Wanted::System
         }
         "domain" => Wanted::Domain(domain_ref(value, "auth/scope/domain")?),
+        "OS-TRUST:trust" => {
+            let path = "auth/scope/OS-TRUST:trust";
+            let id = text(object(value, path)?, "id", path)?;
+            Wanted::Trust(id.ok_or_else(|| expected("trust_id", "trust"))?)
+        }
         _ => {
             Wanted::Project(reference(object(value, "auth/scope/project")?, "project", "auth/scope/project")?)
         }
@@ -270,6 +394,7 @@ fn scope_of(tx: &mut Tx<'_>, user: &UserId, wanted: &Wanted) -> Result<Option<Pa
     Ok(match wanted {
         Wanted::Unscoped => Some(PayloadScope::Unscoped),
         Wanted::System => Some(PayloadScope::System),
+        Wanted::Trust(_) => None,
         Wanted::Domain(domain) => {
             find_domain(tx, domain)?.map(|d| PayloadScope::Domain(d.id.as_str().to_owned()))
         }
@@ -308,34 +433,44 @@ pub fn method_rules(value: &Value) -> Result<Vec<Vec<String>>> {
         .map_err(|_| invalid("options/multi_factor_auth_rules", "must be a list of lists of method names"))
 }
 
-/// Whether the methods that were passed are enough for the user: all methods of one of the user's rules, if there are
-/// rules. Methods this cloud does not have are left out of a rule, and a rule without any other is none.
-fn enough(tx: &mut Tx<'_>, user: &UserId, passed: &[&str]) -> Result<bool> {
+/// The user's rules, if none of them is fulfilled: all methods of one must have been passed. Methods this cloud does not
+/// have are left out of a rule, and a rule without any other is none.
+fn lacking(tx: &mut Tx<'_>, user: &UserId, passed: &[&str]) -> Result<Option<Vec<Vec<String>>>> {
     let options = tx.get::<User>(user)?.map(|u| u.options).unwrap_or_default();
     if options.get("multi_factor_auth_enabled") == Some(&Value::Bool(false)) {
-        return Ok(true);
+        return Ok(None);
     }
     let rules = options.get("multi_factor_auth_rules").map_or(Ok(Vec::new()), method_rules)?;
-    let known = ["password", "token", "application_credential"];
+    let known = METHODS;
     let mut rules: Vec<Vec<String>> = rules
         .into_iter()
         .map(|rule| rule.into_iter().filter(|m| known.contains(&m.as_str())).collect())
         .collect();
     rules.retain(|rule| !rule.is_empty());
-    Ok(rules.is_empty() || rules.iter().any(|rule| rule.iter().all(|m| passed.contains(&m.as_str()))))
+    let fulfilled = |rule: &Vec<String>| rule.iter().all(|m| passed.contains(&m.as_str()));
+    Ok(if rules.is_empty() || rules.iter().any(fulfilled) { None } else { Some(rules) })
+}
+
+impl Method {
+    /// Whose failures are counted together; empty where nobody could guess anyway.
+    fn whom(&self) -> String {
+        let of = |user: &Ref| match user {
+            Ref::Id(id) => format!("id {id}"),
+            Ref::Name(name, DomainRef::Id(domain)) => format!("name {domain}/{name}"),
+            Ref::Name(name, DomainRef::Name(domain)) => format!("named {domain}/{name}"),
+        };
+        match self {
+            Method::Password { user, .. } | Method::Totp { user, .. } => of(user),
+            Method::ApplicationCredential { name: Some((_, user)), .. } => of(user),
+            Method::ApplicationCredential { .. } | Method::Token(_) => String::new(),
+        }
+    }
 }
 
 async fn prove(state: &State, one: Method, proof: &mut Proof) -> Result<()> {
     match one {
-        Method::Password { user, password } => {
-            let found = state.store.read(move |tx| find_user(tx, &user)).await?;
-            let hash = found.as_ref().and_then(|u| u.password.as_deref());
-            // Also where there is no such user: the answer must take as long.
-            let right = state.passwords.verify(&password, hash).await?;
-            let user = found.filter(|_| right).ok_or_else(unauthorized)?;
-            proof.is(user.id, user.token_generation)?;
-            proof.by("password");
-        }
+        Method::Password { user, password } => prove_by_password(state, user, &password, proof).await?,
+        Method::Totp { user, passcode } => prove_by_totp(state, user, &passcode, proof).await?,
         Method::Token(token) => prove_by_token(state, &token, proof).await?,
         Method::ApplicationCredential { id, name, secret } => {
             let by_name = name.is_some();
@@ -362,6 +497,76 @@ async fn prove(state: &State, one: Method, proof: &mut Proof) -> Result<()> {
     Ok(())
 }
 
+async fn prove_by_password(state: &State, user: Ref, password: &str, proof: &mut Proof) -> Result<()> {
+    let days = state.config.operator.security_compliance.disable_user_account_days_inactive;
+    let found = state
+        .store
+        .read(move |tx| {
+            let Some(user) = find_user(tx, &user)? else { return Ok(None) };
+            let record = tx.get::<LoginRecord>(&user.id)?;
+            let active = !compliance::inactive(&user, record.as_ref(), days, tx.now());
+            Ok(active.then_some((user, record)))
+        })
+        .await?;
+    let hash = found.as_ref().and_then(|(u, _)| u.password.as_deref());
+    // Also where there is no such user: the answer must take as long.
+    let right = state.passwords.verify(password, hash).await?;
+    let Some((user, record)) = found else { return Err(unauthorized()) };
+    state.note_login(&user, record.as_ref(), right).await?;
+    if let Some(at) = user.password_expires_at
+        && at <= state.clock.now()
+        && user.options.get("ignore_password_expiry") != Some(&Value::Bool(true))
+    {
+        // Told only to who knows the password.
+        return Err(Error::unauthenticated(format!(
+            "The password is expired and needs to be changed for user: {}.",
+            user.id
+        )));
+    }
+    proof.is(user.id, user.token_generation)?;
+    proof.by("password");
+    Ok(())
+}
+
+async fn prove_by_totp(state: &State, user: Ref, passcode: &str, proof: &mut Proof) -> Result<()> {
+    let found = state
+        .store
+        .read(move |tx| {
+            let Some(user) = find_user(tx, &user)? else { return Ok(None) };
+            let seeds = tx.list::<Credential>(&Query::new().eq("user_id", &user.id).eq("kind", "totp"))?;
+            Ok(Some((user, seeds)))
+        })
+        .await?;
+    let (user, seeds) = found.ok_or_else(unauthorized)?;
+    let step = state.clock.now().as_secs().div_euclid(totp::PERIOD);
+    let mut fits = None;
+    for sealed in seeds {
+        let Some(seed) = totp::seed(&state.open_secret(&sealed.sealed)?) else { continue };
+        // The window before counts too: it takes time to type.
+        for step in [step, step - 1] {
+            if totp::passcode(&seed, step).is_some_and(|code| same_digest(&code, passcode)) {
+                fits = Some(step);
+            }
+        }
+    }
+    let step = fits.ok_or_else(unauthorized)?;
+    // A passcode is good once: who looked over a shoulder is late.
+    let of = user.id.clone();
+    state
+        .write(move |tx| {
+            let mut record = compliance::record(tx, &of)?;
+            if record.totp_step.is_some_and(|last| last >= step) {
+                return Err(unauthorized());
+            }
+            record.totp_step = Some(step);
+            tx.update(&mut record)
+        })
+        .await?;
+    proof.is(user.id, user.token_generation)?;
+    proof.by("totp");
+    Ok(())
+}
+
 fn find_credential(
     tx: &mut Tx<'_>,
     id: Option<&str>,
@@ -385,7 +590,7 @@ fn find_credential(
 
 async fn prove_by_token(state: &State, token: &str, proof: &mut Proof) -> Result<()> {
     let valid = state.tokens.validate(token).await?.ok_or_else(no_token)?;
-    if valid.application_credential.is_some() {
+    if valid.delegated() {
         return Err(forbidden("Using a delegated token to create another token is not allowed."));
     }
     let user = valid.auth.user_id.clone();

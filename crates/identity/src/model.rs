@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 use store::{Migration, Step};
 use uuid::Uuid;
 
+mod extensions;
+pub use extensions::*;
+
 /// Attributes Keystone does not know but keeps.
 pub type Extra = Map<String, Value>;
 
@@ -88,6 +91,12 @@ store::resource! {
         pub former_passwords: Vec<String>,
         /// When the password was set.
         pub password_changed_at: Option<Timestamp>,
+        /// When it must be changed.
+        #[serde(default)]
+        pub password_expires_at: Option<Timestamp>,
+        /// Whether the user set it, not an administrator.
+        #[serde(default)]
+        pub password_self_service: bool,
         /// Grows when all tokens of the user are revoked (password changed, user disabled); tokens carry it.
         pub token_generation: u64,
     }
@@ -410,24 +419,45 @@ impl Assignment {
 }
 
 /// The tables of this service.
-pub const MIGRATIONS: &[Migration] = &[Migration::new(
-    1,
-    "identity",
-    &[
-        Step::table::<Domain>(),
-        Step::table::<Project>(),
-        Step::table::<User>(),
-        Step::table::<Group>(),
-        Step::table::<Membership>(),
-        Step::table::<Role>(),
-        Step::table::<ImpliedRole>(),
-        Step::table::<Assignment>(),
-        Step::table::<Region>(),
-        Step::table::<Service>(),
-        Step::table::<Endpoint>(),
-        Step::table::<ApplicationCredential>(),
-        Step::table::<AccessRule>(),
-        Step::table::<Revocation>(),
-        Step::table::<Epoch>(),
-    ],
-)];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration::new(
+        1,
+        "identity",
+        &[
+            Step::table::<Domain>(),
+            Step::table::<Project>(),
+            Step::table::<User>(),
+            Step::table::<Group>(),
+            Step::table::<Membership>(),
+            Step::table::<Role>(),
+            Step::table::<ImpliedRole>(),
+            Step::table::<Assignment>(),
+            Step::table::<Region>(),
+            Step::table::<Service>(),
+            Step::table::<Endpoint>(),
+            Step::table::<ApplicationCredential>(),
+            Step::table::<AccessRule>(),
+            Step::table::<Revocation>(),
+            Step::table::<Epoch>(),
+        ],
+    ),
+    Migration::new(
+        2,
+        "delegations, credentials, limits and audit",
+        &[
+            Step::table::<Trust>(),
+            Step::table::<Credential>(),
+            Step::table::<RegisteredLimit>(),
+            Step::table::<Limit>(),
+            Step::table::<PolicyText>(),
+            Step::table::<PolicyAssociation>(),
+            Step::table::<EndpointGroup>(),
+            Step::table::<EndpointFilter>(),
+            Step::table::<DomainConfig>(),
+            Step::table::<RevocationEvent>(),
+            Step::table::<LoginRecord>(),
+            Step::table::<Consumer>(),
+            Step::table::<AuditRecord>(),
+        ],
+    ),
+];

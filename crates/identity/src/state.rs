@@ -6,11 +6,16 @@ use std::time::Duration;
 use ::api::{Dialect, Policy, Service, Settings, dialect};
 use base::{Clock, Entropy, Result};
 use contract::auth::Authenticator;
+use fancy_regex::Regex;
+use serde::{Deserialize, Serialize};
 use store::Store;
 
 use crate::api::{POLICY, ops};
+use crate::audit::Trail;
+use crate::compliance::Operator;
 use crate::keys::{Keys, Repository};
 use crate::password::Passwords;
+use crate::throttle::Throttle;
 use crate::tokens::{Limits, Tokens};
 
 /// Settings of the identity service.
@@ -35,9 +40,10 @@ pub struct Config {
     pub bcrypt_cost: u32,
     /// Password hashes computed at once; 0 = one less than there are processors.
     pub password_parallel: usize,
-    /// A new password must differ from so many former ones, the present one included (Keystone's
-    /// `unique_last_password_count`); 0 and 1 = no check.
-    pub unique_last_passwords: usize,
+    /// What the operator sets.
+    pub operator: Operator,
+    /// Where the keys of stored secrets are; `None` = `credential-keys` beside the token keys.
+    pub credential_keys: Option<Repository>,
     /// Most validated tokens remembered.
     pub remembered_tokens: usize,
     /// Name and domain name of the administrators' project.
@@ -60,13 +66,25 @@ impl Default for Config {
             key_rotation: 86_400,
             bcrypt_cost: 12,
             password_parallel: 0,
-            unique_last_passwords: 2,
+            operator: Operator::default(),
+            credential_keys: None,
             remembered_tokens: 2048,
             admin_project: ("admin".to_owned(), "Default".to_owned()),
             several_servers: false,
             application_credentials_per_user: 1000,
         }
     }
+}
+
+/// How limits bind each other (`[unified_limit] enforcement_model`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitModel {
+    /// Not at all.
+    #[default]
+    Flat,
+    /// Projects are directly below their domain, and none has more than the domain.
+    StrictTwoLevel,
 }
 
 /// The identity service.
@@ -77,6 +95,10 @@ pub struct State {
     pub(crate) entropy: Entropy,
     pub(crate) passwords: Passwords,
     pub(crate) tokens: Arc<Tokens>,
+    pub(crate) credential_keys: Keys,
+    pub(crate) throttle: Throttle,
+    pub(crate) trail: Arc<Trail>,
+    pub(crate) password_pattern: Option<Regex>,
     policy: Policy,
 }
 
@@ -103,7 +125,25 @@ impl State {
         let tokens = Arc::new(Tokens::new(store.clone(), clock.clone(), entropy.clone(), keys, limits));
         let policy = Policy::for_ops(&ops(), POLICY, config.policy_yaml.as_deref())?;
         let passwords = Passwords::new(config.bcrypt_cost, config.password_parallel)?;
-        Ok(Arc::new(State { config, store, clock, entropy, passwords, tokens, policy }))
+        let beside = || config.keys.beside("credential-keys");
+        let at_rest = config.credential_keys.clone().unwrap_or_else(beside);
+        let credential_keys = Keys::open(at_rest, 3, entropy.clone())?;
+        let password_pattern = config.operator.security_compliance.pattern()?;
+        let throttle = Throttle::default();
+        let trail = Arc::new(Trail::new(store.clone(), entropy.clone()));
+        Ok(Arc::new(State {
+            config,
+            store,
+            clock,
+            entropy,
+            passwords,
+            tokens,
+            credential_keys,
+            throttle,
+            trail,
+            password_pattern,
+            policy,
+        }))
     }
 
     /// Who turns tokens into callers, for all services of this process.
@@ -154,8 +194,16 @@ impl State {
         if rotated.await.map_err(base::Error::internal)?? {
             tracing::info!(keys = ?self.key_numbers(), "token keys rotated");
         }
+        // Half an hour more, as Keystone's buffer, for clocks that differ.
+        let kept = self.config.token_lifetime + self.config.allow_expired_window + 1800;
+        self.trail.flush().await?;
+        let kept_events = self.config.operator.audit_days.saturating_mul(86_400);
         let over = self
             .write(move |tx| {
+                let ended = store::Query::new().lt("at", now.plus_secs(-kept_events));
+                tx.delete_where::<crate::model::AuditRecord>(&ended)?;
+                let old = store::Query::new().lt("revoked_at", now.plus_secs(-kept));
+                tx.delete_where::<crate::model::RevocationEvent>(&old)?;
                 let query = store::Query::new().lt("expires_at", now).limit(1000);
                 let over = tx.list::<crate::model::Revocation>(&query)?;
                 for revocation in &over {

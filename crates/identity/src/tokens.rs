@@ -6,11 +6,15 @@
 //! our own writes in memory says it without the read). So a change takes effect on every server that shares the
 //! database with the first request that begins after it was committed; nothing depends on time.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use base::{ApplicationCredentialId, Clock, DomainId, Entropy, ProjectId, Result, RoleId, Timestamp, UserId};
+use base::{
+    ApplicationCredentialId, Clock, DomainId, EndpointId, Entropy, ProjectId, Result, RoleId, Timestamp,
+    UserId,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
@@ -27,8 +31,9 @@ use crate::logic::access;
 use crate::logic::catalog::fill;
 use crate::logic::payload::{self, Payload, PayloadScope};
 use crate::model::{
-    ApplicationCredential, Domain, Endpoint, Place, Project, Revocation, RuleOfAccess, Service, User,
+    ApplicationCredential, Domain, Endpoint, Place, Project, Revocation, RuleOfAccess, Service, Trust, User,
 };
+use crate::revocations;
 use crate::words;
 
 /// Services with their endpoints, as of one epoch.
@@ -45,12 +50,34 @@ pub struct Validated {
     pub audit_ids: Vec<String>,
     /// The application credential it was got with.
     pub application_credential: Option<Delegation>,
+    /// The trust it was got by.
+    pub trust: Option<ByTrust>,
     catalog: Arc<Catalog>,
+    /// The endpoints its project sees, if not all.
+    visible: Option<BTreeSet<EndpointId>>,
+    password_expires_at: Option<Timestamp>,
+    /// The users whose affairs it depends on.
+    users: Vec<UserId>,
+    /// When what it was got by ends, if that is before the token does.
+    good_until: Option<Timestamp>,
     epochs: (u64, u64),
     /// The count of this process's writes under which the epochs were last seen standing.
     seen: AtomicU64,
     whole: OnceLock<Bytes>,
     bare: OnceLock<Bytes>,
+}
+
+/// Who lets whom act by a trust.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByTrust {
+    /// The trust.
+    pub id: String,
+    /// Who delegates.
+    pub trustor: UserId,
+    /// To whom.
+    pub trustee: UserId,
+    /// Whether the token names the trustor as its user.
+    pub impersonation: bool,
 }
 
 /// What an application credential limits a token to.
@@ -81,7 +108,10 @@ pub struct Order {
     pub parent_audit_id: Option<String>,
     /// The application credential that was passed.
     pub application_credential_id: Option<ApplicationCredentialId>,
-    /// The generation under which the user was authenticated: a password changed since then makes no token.
+    /// The trust that is used.
+    pub trust_id: Option<String>,
+    /// The generation under which the user was authenticated: a password changed since then makes no token. With a trust,
+    /// the trustor's is added.
     pub generation: u64,
 }
 
@@ -126,6 +156,10 @@ struct Facts {
     scope: Scope,
     roles: Vec<(RoleId, String)>,
     application_credential: Option<Delegation>,
+    trust: Option<ByTrust>,
+    visible: Option<BTreeSet<EndpointId>>,
+    users: Vec<UserId>,
+    good_until: Option<Timestamp>,
     epochs: (u64, u64),
     catalog: Option<Catalog>,
 }
@@ -170,7 +204,8 @@ impl Tokens {
         let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let writes = self.writes.load(Ordering::SeqCst);
         if let Some(known) = self.cache.get(&key) {
-            if known.auth.expires_at <= self.clock.now() {
+            let now = self.clock.now();
+            if known.auth.expires_at <= now || known.good_until.is_some_and(|end| end <= now) {
                 self.cache.remove(&key);
                 return Ok(None);
             }
@@ -178,8 +213,8 @@ impl Tokens {
             if !self.limits.shared && known.seen.load(Ordering::SeqCst) == writes {
                 return Ok(Some(known));
             }
-            let user = known.auth.user_id.clone();
-            let epochs = self.store.read(move |tx| directory::epochs(tx, user.as_str())).await?;
+            let users = known.users.clone();
+            let epochs = self.store.read(move |tx| directory::epochs(tx, &users)).await?;
             if epochs == known.epochs {
                 known.seen.store(writes, Ordering::SeqCst);
                 return Ok(Some(known));
@@ -239,6 +274,7 @@ impl Tokens {
             expires_at: order.expires_at.map_or(usual, |e| e.min(usual)),
             audit_ids,
             application_credential_id: order.application_credential_id.map(|a| a.as_str().to_owned()),
+            trust_id: order.trust_id,
             issued_micros: Some(micros),
             generation: Some(order.generation),
         });
@@ -262,6 +298,7 @@ impl Tokens {
         let (expires_at, user) = (valid.auth.expires_at, valid.auth.user_id.clone());
         let window = self.limits.expired_window;
         self.write(move |tx| {
+            revocations::note(tx, revocations::Of::Token(&audit_id))?;
             if tx.get::<Revocation>(&audit_id)?.is_none() {
                 // `allow_expired` must not bring it back.
                 let expires_at = expires_at.plus_secs(window);
@@ -307,6 +344,7 @@ impl Tokens {
         let is_admin_project = matches!(&facts.scope, Scope::Project { name: n, domain_name: d, .. } if n == name && d == domain);
         let mut roles: Vec<String> = facts.roles.iter().map(|(_, name)| name.to_lowercase()).collect();
         roles.sort_unstable();
+        let password_expires_at = facts.user.password_expires_at;
         let auth = Arc::new(AuthContext {
             user_id: facts.user.id,
             user_name: facts.user.name,
@@ -325,7 +363,12 @@ impl Tokens {
             roles: facts.roles,
             audit_ids: payload.audit_ids.clone(),
             application_credential: facts.application_credential,
+            trust: facts.trust,
             catalog,
+            visible: facts.visible,
+            password_expires_at,
+            users: facts.users,
+            good_until: facts.good_until,
             epochs: facts.epochs,
             seen: AtomicU64::new(writes),
             whole: OnceLock::new(),
@@ -343,19 +386,47 @@ fn facts(
     now: Timestamp,
     known_catalog: Option<u64>,
 ) -> Result<Option<Facts>> {
-    let epochs = directory::epochs(tx, &payload.user_id)?;
     if let Some(audit_id) = payload.audit_ids.first()
         && tx.get::<Revocation>(audit_id)?.is_some()
     {
         return Ok(None);
     }
     let revoked = |before: Option<Timestamp>| matches!((issued_at, before), (Some(i), Some(b)) if i <= b);
-    let Some(user) = tx.get::<User>(&UserId::new(payload.user_id.clone()))? else { return Ok(None) };
-    let Some(user_domain) = tx.get::<Domain>(&user.domain_id)? else { return Ok(None) };
-    if !user.enabled || !user_domain.enabled || revoked(user_domain.revoked_before) {
+    let Some((trustee, trustee_domain)) = usable(tx, &UserId::new(payload.user_id.clone()), revoked)? else {
         return Ok(None);
+    };
+    let (mut user, mut user_domain) = (trustee, trustee_domain);
+    let mut users = vec![user.id.clone()];
+    let mut generation = user.token_generation;
+    let mut trusted = None;
+    let mut good_until = None;
+    if let Some(id) = &payload.trust_id {
+        let Some(chain) = holding(tx, id, &user.id, now)? else { return Ok(None) };
+        let (Some(trust), Some(origin)) = (chain.first(), chain.last()) else { return Ok(None) };
+        let Some((trustor, trustor_domain)) = usable(tx, &trust.trustor_user_id, revoked)? else {
+            return Ok(None);
+        };
+        generation += trustor.token_generation;
+        if payload.generation.is_none() && revoked(trustor.password_changed_at) {
+            return Ok(None);
+        }
+        good_until = chain.iter().filter_map(|t| t.expires_at).min();
+        users.extend(chain.iter().flat_map(|t| [t.trustor_user_id.clone(), t.trustee_user_id.clone()]));
+        users.sort_unstable();
+        users.dedup();
+        let by = ByTrust {
+            id: id.clone(),
+            trustor: trustor.id.clone(),
+            trustee: user.id.clone(),
+            impersonation: trust.impersonation,
+        };
+        trusted = Some((by, trust.roles.clone(), origin.trustor_user_id.clone(), trust.project_id.clone()));
+        if trust.impersonation {
+            (user, user_domain) = (trustor, trustor_domain);
+        }
     }
-    if payload.generation.is_some_and(|g| g != user.token_generation) {
+    let epochs = directory::epochs(tx, &users)?;
+    if payload.generation.is_some_and(|g| g != generation) {
         return Ok(None);
     }
     // Tokens of a Python Keystone carry no generation: the time of the password must do.
@@ -389,9 +460,25 @@ fn facts(
     };
     let mut roles = Vec::new();
     let mut scope = Scope::Unscoped;
+    let mut visible = None;
     if let Some((named, place)) = place {
-        roles = directory::roles_on(tx, &user.id, &place)?.into_iter().map(|r| (r.id, r.name)).collect();
+        if let Place::Project(project) = &place {
+            visible = directory::visible_endpoints(tx, project)?;
+        }
+        roles = match &trusted {
+            Some((_, roles, origin, of)) => {
+                if of.is_none() || named_project(&named) != of.as_ref() {
+                    return Ok(None);
+                }
+                let Some(roles) = delegated(tx, roles, origin, &place)? else { return Ok(None) };
+                roles
+            }
+            None => directory::roles_on(tx, &user.id, &place)?.into_iter().map(|r| (r.id, r.name)).collect(),
+        };
         scope = named;
+    }
+    if trusted.is_some() && scope == Scope::Unscoped {
+        return Ok(None);
     }
     let mut application_credential = None;
     if let Some(id) = &payload.application_credential_id {
@@ -405,6 +492,7 @@ fn facts(
         if found.user_id != user.id || !same_project || over || lost {
             return Ok(None);
         }
+        good_until = found.expires_at;
         roles.retain(|(id, _)| found.roles.contains(id));
         let ApplicationCredential { id, name, unrestricted, access_rules, .. } = found;
         application_credential = Some(Delegation { id, name, unrestricted, access_rules });
@@ -413,7 +501,70 @@ fn facts(
         return Ok(None);
     }
     let catalog = if known_catalog == Some(epochs.0) { None } else { Some(directory::catalog(tx)?) };
-    Ok(Some(Facts { user, user_domain, scope, roles, application_credential, epochs, catalog }))
+    let trust = trusted.map(|(by, ..)| by);
+    Ok(Some(Facts {
+        user,
+        user_domain,
+        scope,
+        roles,
+        application_credential,
+        trust,
+        visible,
+        users,
+        good_until,
+        epochs,
+        catalog,
+    }))
+}
+
+/// An enabled user with an enabled domain none of whose tokens of that age are revoked.
+fn usable(
+    tx: &mut Tx<'_>,
+    id: &UserId,
+    revoked: impl Fn(Option<Timestamp>) -> bool,
+) -> Result<Option<(User, Domain)>> {
+    let Some(user) = tx.get::<User>(id)?.filter(|u| u.enabled) else { return Ok(None) };
+    let domain = tx.get::<Domain>(&user.domain_id)?;
+    Ok(domain.filter(|d| d.enabled && !revoked(d.revoked_before)).map(|domain| (user, domain)))
+}
+
+fn named_project(scope: &Scope) -> Option<&ProjectId> {
+    if let Scope::Project { id, .. } = scope { Some(id) } else { None }
+}
+
+/// The chain of a trust that `trustee` may use now: every trust in it still stands and all in between are enabled.
+fn holding(tx: &mut Tx<'_>, id: &str, trustee: &UserId, now: Timestamp) -> Result<Option<Vec<Trust>>> {
+    let Some(trust) = tx.get::<Trust>(&id.to_owned())? else { return Ok(None) };
+    if trust.trustee_user_id != *trustee {
+        return Ok(None);
+    }
+    let chain = directory::pedigree(tx, trust)?;
+    let whole = chain.last().is_some_and(|t| t.redelegated_trust_id.is_none());
+    if !whole || chain.iter().any(|t| t.expires_at.is_some_and(|e| e <= now)) {
+        return Ok(None);
+    }
+    for trust in &chain {
+        if usable(tx, &trust.trustor_user_id, |_| false)?.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(chain))
+}
+
+/// The roles of a trust and those they imply, if the one who first delegated them still has them all. A domain's own
+/// roles are not shown, as everywhere.
+fn delegated(
+    tx: &mut Tx<'_>,
+    roles: &[RoleId],
+    origin: &UserId,
+    place: &Place,
+) -> Result<Option<Vec<(RoleId, String)>>> {
+    let held = directory::roles_on(tx, origin, place)?;
+    let roles = directory::expand(tx, &roles.iter().cloned().collect())?;
+    if roles.iter().any(|role| held.iter().all(|h| h.id != role.id)) {
+        return Ok(None);
+    }
+    Ok(Some(roles.into_iter().map(|r| (r.id, r.name)).collect()))
 }
 
 impl Validated {
@@ -426,9 +577,13 @@ impl Validated {
     /// The catalog as this token sees it.
     pub fn catalog(&self) -> Value {
         let project = self.auth.project_id().map(ProjectId::as_str);
-        let services = self.catalog.iter().map(|(service, endpoints)| {
+        let shown = |endpoints: &[Endpoint]| {
+            self.visible.as_ref().is_none_or(|v| endpoints.iter().any(|e| v.contains(&e.id)))
+        };
+        let services = self.catalog.iter().filter(|(_, e)| shown(e)).map(|(service, endpoints)| {
             let endpoints: Vec<Value> = endpoints
                 .iter()
+                .filter(|e| self.visible.as_ref().is_none_or(|v| v.contains(&e.id)))
                 .filter_map(|e| {
                     let url = fill(&e.url, project, self.auth.user_id.as_str())?;
                     Some(json!({
@@ -450,7 +605,8 @@ impl Validated {
             "user",
             json!({
                 "domain": {"id": auth.user_domain_id, "name": auth.user_domain_name},
-                "id": auth.user_id, "name": auth.user_name, "password_expires_at": null,
+                "id": auth.user_id, "name": auth.user_name,
+                "password_expires_at": self.password_expires_at.map(Timestamp::iso_micros),
             }),
         );
         put("audit_ids", json!(self.audit_ids));
@@ -489,7 +645,21 @@ impl Validated {
             }
             put("application_credential", shown);
         }
+        if let Some(trust) = &self.trust {
+            put(
+                "OS-TRUST:trust",
+                json!({
+                    "id": trust.id, "impersonation": trust.impersonation,
+                    "trustor_user": {"id": trust.trustor}, "trustee_user": {"id": trust.trustee},
+                }),
+            );
+        }
         json!({"token": token})
+    }
+
+    /// Whether the token was got by a trust or an application credential: it acts for a user in one project only.
+    pub fn delegated(&self) -> bool {
+        self.trust.is_some() || self.application_credential.is_some()
     }
 }
 

@@ -51,6 +51,20 @@ missing! {
     no_access_rule "Access Rule",
     /// 404.
     no_tag "project tag",
+    /// 404.
+    no_trust "trust",
+    /// 404.
+    no_credential "credential",
+    /// 404.
+    no_registered_limit "registered limit for id",
+    /// 404.
+    no_limit "limit for id",
+    /// 404.
+    no_policy "policy",
+    /// 404.
+    no_consumer "Consumer",
+    /// 404.
+    no_endpoint_group "Endpoint Group",
 }
 
 /// The 404 of a subject token that is no longer, or never was, a token.

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value, json};
 use store::{Query, Tx};
 
-use super::{Cx, enforce, listed, one};
+use super::{Cx, enforce, expiry, listed, one};
 use crate::directory;
 use crate::logic::body::{Doc, Kind, check, invalid, may, may_null, missing, must, shape};
 use crate::logic::inference::closure;
@@ -131,27 +131,18 @@ fn unusable(detail: &str) -> Error {
 /// A token of a restricted credential must not manage credentials.
 async fn unrestricted<T>(cx: &Cx, req: &Request<T>) -> Result<()> {
     let valid = cx.caller(req).await?;
+    if valid.trust.is_some() {
+        // It would outlive the trust.
+        return Err(Error::forbidden(
+            "Cannot manage application credentials with a token issued via delegation.",
+        ));
+    }
     match &valid.application_credential {
         Some(by) if !by.unrestricted => Err(forbidden(
             "Using method 'application_credential' is not allowed for managing additional application credentials.",
         )),
         _ => Ok(()),
     }
-}
-
-fn expiry(text: Option<&str>, now: Timestamp) -> Result<Option<Timestamp>> {
-    let Some(text) = text else { return Ok(None) };
-    let at = Timestamp::parse(text).ok_or_else(|| {
-        Error::bad_request(
-            "Invalid input for field 'expires_at': Timestamp not in expected format. The server could not comply with the request since it is either malformed or otherwise incorrect. The client is assumed to be in error.",
-        )
-    })?;
-    if at <= now {
-        return Err(Error::bad_request(
-            "Invalid input for field 'expires_at': The 'expires_at' must not be before now. The server could not comply with the request since it is either malformed or otherwise incorrect. The client is assumed to be in error.",
-        ));
-    }
-    Ok(Some(at))
 }
 
 /// How the body names a role.

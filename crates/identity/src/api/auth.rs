@@ -10,12 +10,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Cx, domains, enforce, listed, projects};
+use crate::audit::authentication;
 use crate::directory;
-use crate::login::login;
+use crate::login::{Login, claimed, login};
 use crate::model::Place;
 use crate::state::State;
 use crate::tokens::Validated;
-use crate::words::no_token;
+use crate::words::{no_token, unauthorized};
 
 /// The body of `POST /v3/auth/tokens`; read by `login`, which knows what depends on what.
 #[derive(Debug, Deserialize)]
@@ -41,6 +42,7 @@ impl JsonSchema for Credentials {
                 "methods": {"type": "array", "items": {"type": "string"}, "minItems": 1},
                 "password": {"type": "object", "required": ["user"], "properties": {"user": user}},
                 "token": {"type": "object", "required": ["id"], "properties": {"id": text}},
+                "totp": {"type": "object", "required": ["user"], "properties": {"user": of_domain}},
                 "application_credential": {
                     "type": "object", "required": ["secret"],
                     "properties": {"id": name, "name": name, "secret": text, "user": of_domain},
@@ -49,8 +51,10 @@ impl JsonSchema for Credentials {
         });
         let system =
             json!({"type": "object", "properties": {"all": {"type": "boolean"}}, "required": ["all"]});
+        let trust = json!({"type": "object", "properties": {"id": name}, "required": ["id"]});
         let scope = json!({
-            "type": "object", "properties": {"project": of_domain, "domain": domain, "system": system},
+            "type": "object",
+            "properties": {"project": of_domain, "domain": domain, "system": system, "OS-TRUST:trust": trust},
         });
         let auth = json!({"type": "object", "required": ["identity"], "properties": {"identity": identity, "scope": scope}});
         schemars::json_schema!({"type": "object", "required": ["auth"], "properties": {"auth": auth}})
@@ -80,8 +84,20 @@ fn body_of(valid: &Validated, with_catalog: bool, token: &str) -> Reply {
 
 async fn issue(cx: Cx, req: Request<Credentials>) -> Result<Reply> {
     let with_catalog = !req.query_pairs().has("nocatalog");
-    let (token, valid) = login(cx.state(), &req.body.0).await?;
-    Ok(body_of(&valid, with_catalog, &token))
+    let receipt = req.header("openstack-auth-receipt").map(str::to_owned);
+    let made = login(cx.state(), &req.body.0, req.peer(), receipt.as_deref()).await;
+    let claimed = claimed(&req.body.0);
+    match &made {
+        Ok(Login::Token(_, valid)) => authentication(&cx, req.peer(), claimed, Ok(valid)),
+        Ok(Login::Receipt(..)) => authentication(&cx, req.peer(), claimed, Err(&unauthorized())),
+        Err(error) => authentication(&cx, req.peer(), claimed, Err(error)),
+    }
+    match made? {
+        Login::Token(token, valid) => Ok(body_of(&valid, with_catalog, &token)),
+        Login::Receipt(receipt, body) => {
+            Ok(Reply::json(&body).status(401).header("openstack-auth-receipt", receipt))
+        }
+    }
 }
 
 /// The token asked about, if it is valid and the caller may ask.

@@ -1,4 +1,4 @@
-//! The catalog: services, endpoints, regions. And limits, of which there are none here.
+//! The catalog: services, endpoints, regions.
 
 use ::api::{Op, Reply, Request, Target};
 use base::{EndpointId, Error, RegionId, Result, ServiceId};
@@ -8,7 +8,7 @@ use store::{Query, Tx};
 use super::{Cx, enforce, entity, listed, one};
 use crate::directory;
 use crate::logic::body::{Doc, Fields, Kind, may, may_null, missing, must, shape};
-use crate::model::{Endpoint, Region, Service};
+use crate::model::{Endpoint, EndpointFilter, Limit, PolicyAssociation, Region, RegisteredLimit, Service};
 use crate::state::State;
 use crate::words::{duplicate, no_endpoint, no_region, no_service, told};
 
@@ -118,11 +118,6 @@ pub(super) fn ops() -> Vec<Op<State>> {
             .summary("Changes a region."),
         Op::delete("/v3/regions/{region_id}", "identity:delete_region", delete_region)
             .summary("Deletes a region and those in it."),
-        Op::get("/v3/limits", "identity:list_limits", list_limits).summary("Lists limits: none."),
-        Op::get("/v3/limits/model", "identity:get_limit_model", limit_model)
-            .summary("Shows the limit model."),
-        Op::get("/v3/registered_limits", "identity:list_registered_limits", list_registered)
-            .summary("Lists registered limits: none."),
     ]
 }
 
@@ -143,7 +138,7 @@ async fn list_services(cx: Cx, req: Request<()>) -> Result<Reply> {
     listed(&cx, &req, "services", items, &["type", "name"])
 }
 
-fn service(tx: &mut Tx<'_>, id: &str) -> Result<Service> {
+pub(super) fn service(tx: &mut Tx<'_>, id: &str) -> Result<Service> {
     tx.get::<Service>(&ServiceId::new(id))?.ok_or_else(|| no_service(id))
 }
 
@@ -212,7 +207,12 @@ async fn delete_service(cx: Cx, req: Request<()>) -> Result<Reply> {
     let id = req.param("service_id").to_owned();
     cx.write(move |tx| {
         let service = service(tx, &id)?;
-        tx.delete_where::<Endpoint>(&Query::new().eq("service_id", &service.id))?;
+        for endpoint in tx.list::<Endpoint>(&Query::new().eq("service_id", &service.id))? {
+            forget_endpoint(tx, &endpoint.id)?;
+        }
+        tx.delete_where::<PolicyAssociation>(&Query::new().eq("service_id", &service.id))?;
+        tx.delete_where::<RegisteredLimit>(&Query::new().eq("service_id", &service.id))?;
+        tx.delete_where::<Limit>(&Query::new().eq("service_id", &service.id))?;
         tx.delete::<Service>(&service.id)?;
         directory::touch_all(tx)
     })
@@ -222,7 +222,7 @@ async fn delete_service(cx: Cx, req: Request<()>) -> Result<Reply> {
 
 // ---- endpoints
 
-fn endpoint_wire(cx: &Cx, endpoint: &Endpoint) -> Value {
+pub(super) fn endpoint_wire(cx: &Cx, endpoint: &Endpoint) -> Value {
     let own = json!({
         "id": endpoint.id, "interface": endpoint.interface, "region_id": endpoint.region_id,
         "region": endpoint.region_id, "service_id": endpoint.service_id, "url": endpoint.url,
@@ -231,7 +231,7 @@ fn endpoint_wire(cx: &Cx, endpoint: &Endpoint) -> Value {
     entity(cx, &format!("/v3/endpoints/{}", endpoint.id), own, &endpoint.extra)
 }
 
-fn endpoint(tx: &mut Tx<'_>, id: &str) -> Result<Endpoint> {
+pub(super) fn endpoint(tx: &mut Tx<'_>, id: &str) -> Result<Endpoint> {
     tx.get::<Endpoint>(&EndpointId::new(id))?.ok_or_else(|| no_endpoint(id))
 }
 
@@ -344,11 +344,19 @@ async fn delete_endpoint(cx: Cx, req: Request<()>) -> Result<Reply> {
     let id = req.param("endpoint_id").to_owned();
     cx.write(move |tx| {
         let endpoint = endpoint(tx, &id)?;
-        tx.delete::<Endpoint>(&endpoint.id)?;
+        forget_endpoint(tx, &endpoint.id)?;
         directory::touch_all(tx)
     })
     .await?;
     Ok(Reply::empty())
+}
+
+/// Deletes an endpoint and what refers to it.
+fn forget_endpoint(tx: &mut Tx<'_>, id: &EndpointId) -> Result<()> {
+    tx.delete_where::<EndpointFilter>(&Query::new().eq("endpoint_id", id))?;
+    tx.delete_where::<PolicyAssociation>(&Query::new().eq("endpoint_id", id))?;
+    tx.delete::<Endpoint>(id)?;
+    Ok(())
 }
 
 // ---- regions
@@ -373,7 +381,7 @@ fn region_wire(cx: &Cx, region: &Region) -> Value {
     entity(cx, &path, own, &region.extra)
 }
 
-fn region(tx: &mut Tx<'_>, id: &str) -> Result<Region> {
+pub(super) fn region(tx: &mut Tx<'_>, id: &str) -> Result<Region> {
     tx.get::<Region>(&RegionId::new(id))?.ok_or_else(|| no_region(id))
 }
 
@@ -488,26 +496,11 @@ async fn delete_region(cx: Cx, req: Request<()>) -> Result<Reply> {
             )));
         }
         for region in &all {
+            tx.delete_where::<PolicyAssociation>(&Query::new().eq("region_id", region))?;
             tx.delete::<Region>(region)?;
         }
         Ok(())
     })
     .await?;
     Ok(Reply::empty())
-}
-
-// ---- limits
-
-async fn list_limits(cx: Cx, req: Request<()>) -> Result<Reply> {
-    listed(&cx, &req, "limits", Vec::new(), &[])
-}
-
-async fn list_registered(cx: Cx, req: Request<()>) -> Result<Reply> {
-    listed(&cx, &req, "registered_limits", Vec::new(), &[])
-}
-
-async fn limit_model(_: Cx, _: Request<()>) -> Result<Reply> {
-    Ok(Reply::json(&json!({"model": {
-        "name": "flat", "description": "Limit enforcement and validation does not take project hierarchy into consideration.",
-    }})))
 }

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::directory;
 use crate::logic::body::{Doc, Kind, may, may_null, must, shape};
-use crate::model::{Assignment, Domain, Group, ImpliedRole, Project, Role, User};
+use crate::model::{Assignment, Domain, DomainConfig, Group, ImpliedRole, Limit, Project, Role, User};
+use crate::revocations::{self, Of};
 use crate::state::State;
 use crate::words::{no_domain, told};
 
@@ -144,6 +145,7 @@ async fn update(cx: Cx, req: Request<Doc<DomainUpdate>>) -> Result<Reply> {
             if let Some(enabled) = change.enabled {
                 if domain.enabled && !enabled {
                     domain.revoked_before = Some(tx.now());
+                    revocations::note(tx, Of::Domain(&domain.id))?;
                 }
                 domain.enabled = enabled;
             }
@@ -188,6 +190,9 @@ async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
             tx.delete::<Role>(&base::RoleId::new(role))?;
         }
         tx.delete_where::<Assignment>(&Query::new().eq("domain_id", &id))?;
+        tx.delete_where::<Limit>(&Query::new().eq("domain_id", &id))?;
+        tx.delete::<DomainConfig>(&id)?;
+        revocations::note(tx, Of::Domain(&id))?;
         tx.delete::<Domain>(&id)?;
         directory::touch_all(tx)
     })

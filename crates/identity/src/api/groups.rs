@@ -175,12 +175,13 @@ async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
 
 async fn list_users(cx: Cx, req: Request<()>) -> Result<Reply> {
     let id = allowed(&cx, &req).await?.id;
-    let found = cx
+    let mut found = cx
         .read(move |tx| {
             let members = tx.list::<Membership>(&Query::new().eq("group_id", &id))?;
             tx.list::<User>(&Query::new().is_in("id", members.iter().map(|m| &m.user_id)))
         })
         .await?;
+    users::keep_expiring(&req, &mut found)?;
     let items = found.iter().map(|u| users::wire(&cx, u)).collect();
     listed(&cx, &req, "users", items, &["domain_id", "enabled", "name"])
 }

@@ -2,21 +2,32 @@
 
 mod application_credentials;
 mod assignments;
+mod audit_events;
 mod auth;
 mod catalog;
+mod credentials;
+mod domain_config;
 mod domains;
+mod ec2;
+mod endpoint_filter;
 mod grants;
 mod groups;
+mod limits;
+mod oauth1;
+mod oauth2;
+mod policies;
 mod projects;
+mod revoke;
 mod roles;
 mod rules;
+mod trusts;
 mod users;
 
 use std::cmp::Reverse;
 
 use ::api::paging::Dir;
 use ::api::{Ctx, Op, Reply, Request, Target, versions};
-use base::{DomainId, Error, Result};
+use base::{DomainId, Error, Result, Timestamp};
 use contract::Scope;
 use serde_json::{Map, Value, json};
 use store::Tx;
@@ -25,7 +36,7 @@ use crate::logic::body::invalid;
 use crate::state::State;
 pub(crate) use catalog::plain_region;
 pub use rules::POLICY;
-pub(crate) use users::set_password;
+pub(crate) use users::{PasswordChange, set_password};
 
 pub(crate) type Cx = Ctx<State>;
 
@@ -42,7 +53,18 @@ pub fn ops() -> Vec<Op<State>> {
     ops.extend(assignments::ops());
     ops.extend(application_credentials::ops());
     ops.extend(catalog::ops());
-    ops
+    ops.extend(trusts::ops());
+    ops.extend(credentials::ops());
+    ops.extend(ec2::ops());
+    ops.extend(limits::ops());
+    ops.extend(policies::ops());
+    ops.extend(endpoint_filter::ops());
+    ops.extend(domain_config::ops());
+    ops.extend(revoke::ops());
+    ops.extend(oauth1::ops());
+    ops.extend(oauth2::ops());
+    ops.extend(audit_events::ops());
+    ops.into_iter().map(crate::audit::watched).collect()
 }
 
 /// Enforces the operation's rule. What does not exist and what is foreign are refused alike, with a 403, as Keystone
@@ -103,9 +125,10 @@ pub(crate) fn entity(cx: &Cx, path: &str, own: Value, extra: &Map<String, Value>
 
 /// `{"user": {…}}`.
 pub(crate) fn one(key: &str, value: Value) -> Reply {
+    let id = value.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut map = Map::new();
     map.insert(key.to_owned(), value);
-    Reply::json(&Value::Object(map))
+    Reply::json(&Value::Object(map)).about(id)
 }
 
 /// A list in Keystone's form: filtered by the query (`name`, `name__contains`, …; only attributes named in `filters`),
@@ -207,6 +230,22 @@ pub(crate) fn merge_options(into: &mut Map<String, Value>, given: Map<String, Va
             into.insert(name, value);
         }
     }
+}
+
+/// The `expires_at` of a body: a moment to come.
+pub(crate) fn expiry(text: Option<&str>, now: Timestamp) -> Result<Option<Timestamp>> {
+    let Some(text) = text else { return Ok(None) };
+    let at = Timestamp::parse(text).ok_or_else(|| {
+        Error::bad_request(
+            "Invalid input for field 'expires_at': Timestamp not in expected format. The server could not comply with the request since it is either malformed or otherwise incorrect. The client is assumed to be in error.",
+        )
+    })?;
+    if at <= now {
+        return Err(Error::bad_request(
+            "Invalid input for field 'expires_at': The 'expires_at' must not be before now. The server could not comply with the request since it is either malformed or otherwise incorrect. The client is assumed to be in error.",
+        ));
+    }
+    Ok(Some(at))
 }
 
 /// Whether a resource is marked immutable.

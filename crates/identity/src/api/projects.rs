@@ -17,8 +17,11 @@ use crate::directory;
 use crate::logic::body::{
     Doc, Fields, Kind, check_tag, check_tags, invalid, may, may_null, missing, must, shape,
 };
-use crate::model::{ApplicationCredential, Assignment, Domain, Project, User};
-use crate::state::State;
+use crate::model::{
+    ApplicationCredential, Assignment, Credential, Domain, EndpointFilter, Limit, Project, User,
+};
+use crate::revocations::{self, Of};
+use crate::state::{LimitModel, State};
 use crate::words::{no_domain, no_project, no_tag, told};
 
 shape!(
@@ -71,8 +74,13 @@ impl JsonSchema for Tags {
     }
 }
 
-/// Levels of projects below a domain, the topmost included (Keystone's default).
-const DEEPEST: usize = 5;
+/// Levels of projects below a domain, the topmost included (Keystone's default); with strict limits there is one.
+fn deepest(model: LimitModel) -> usize {
+    match model {
+        LimitModel::Flat => 5,
+        LimitModel::StrictTwoLevel => 1,
+    }
+}
 const OPTIONS: &[(&str, bool)] = &[("immutable", true)];
 
 pub(super) fn ops() -> Vec<Op<State>> {
@@ -193,10 +201,11 @@ async fn create(cx: Cx, req: Request<Doc<ProjectCreate>>) -> Result<Reply> {
         revoked_before: None,
     };
     let (default, by_admin) = (default_domain(&cx), cx.allows("admin_required", &Target::none()));
+    let deepest = deepest(cx.config.operator.limit_model);
     let made = cx
         .write(move |tx| {
             let mut project = project.clone();
-            settle(tx, &mut project, domain.as_deref(), parent.as_deref(), &default, by_admin)?;
+            settle(tx, &mut project, domain.as_deref(), parent.as_deref(), &default, by_admin, deepest)?;
             told(tx.insert(&mut project), "project", || conflict(&project.name, &project.domain_id))?;
             Ok(project)
         })
@@ -212,6 +221,7 @@ fn settle(
     parent: Option<&str>,
     default: &DomainId,
     by_admin: bool,
+    deepest: usize,
 ) -> Result<()> {
     let bad = |error: Error| Error::bad_request(error.public().to_owned());
     let above = match parent {
@@ -245,7 +255,7 @@ fn settle(
         return Err(invalid("parent_id", "the parent is in another domain"));
     }
     let chain = directory::ancestors(tx, &above)?;
-    if chain.len() + 2 > DEEPEST {
+    if chain.len() + 2 > deepest {
         return Err(Error::forbidden(format!("Max hierarchy depth reached for {} branch.", above.id)));
     }
     if !above.enabled || chain.iter().any(|p| !p.enabled) {
@@ -396,6 +406,7 @@ fn turn(tx: &mut Tx<'_>, project: &mut Project, enabled: bool) -> Result<()> {
             )));
         }
         project.revoked_before = Some(tx.now());
+        revocations::note(tx, Of::Project(&project.id))?;
     }
     project.enabled = enabled;
     Ok(())
@@ -405,6 +416,11 @@ fn turn(tx: &mut Tx<'_>, project: &mut Project, enabled: bool) -> Result<()> {
 pub(super) fn remove(tx: &mut Tx<'_>, id: &ProjectId) -> Result<()> {
     tx.delete_where::<Assignment>(&Query::new().eq("project_id", id))?;
     tx.delete_where::<ApplicationCredential>(&Query::new().eq("project_id", id))?;
+    tx.delete_where::<Credential>(&Query::new().eq("project_id", id))?;
+    tx.delete_where::<Limit>(&Query::new().eq("project_id", id))?;
+    tx.delete_where::<EndpointFilter>(&Query::new().eq("project_id", id))?;
+    super::trusts::of_project_end(tx, id)?;
+    revocations::note(tx, Of::Project(id))?;
     for mut user in tx.list::<User>(&Query::new().eq("default_project_id", id))? {
         user.default_project_id = None;
         tx.update(&mut user)?;

@@ -12,6 +12,7 @@ use super::{
 use crate::directory;
 use crate::logic::body::{Doc, Kind, may, may_null, must, shape};
 use crate::model::{Assignment, ImpliedRole, Role};
+use crate::revocations::{self, Of};
 use crate::state::State;
 use crate::words::{no_role, told};
 
@@ -179,6 +180,7 @@ async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
         tx.delete_where::<ImpliedRole>(&Query::new().eq("prior_role_id", &id))?;
         tx.delete_where::<ImpliedRole>(&Query::new().eq("implied_role_id", &id))?;
         tx.delete_where::<Assignment>(&Query::new().eq("role_id", &id))?;
+        revocations::note(tx, Of::Role(&id))?;
         tx.delete::<Role>(&id)?;
         directory::touch_all(tx)
     })

@@ -10,9 +10,14 @@ use super::{
     Cx, default_domain, enforce, entity, groups, listed, one, options, own_domain_target, projects,
     token_domain,
 };
+use crate::compliance::{self, By};
 use crate::directory;
-use crate::logic::body::{Doc, Fields, Kind, may, may_null, must, shape};
-use crate::model::{AccessRule, Actor, ApplicationCredential, Assignment, Domain, Group, Membership, User};
+use crate::logic::body::{Doc, Fields, Kind, invalid, may, may_null, must, shape};
+use crate::model::{
+    AccessRule, Actor, ApplicationCredential, Assignment, Credential, Domain, Group, LoginRecord, Membership,
+    User,
+};
+use crate::revocations::{self, Of};
 use crate::state::State;
 use crate::words::{no_user, told, unauthorized};
 
@@ -47,7 +52,7 @@ shape!(
 );
 
 shape!(
-    PasswordChange,
+    OwnPassword,
     "user",
     false,
     [must("original_password", Kind::Secret), must("password", Kind::Secret),]
@@ -94,7 +99,8 @@ pub(super) fn wire(cx: &Cx, user: &User) -> Value {
     if let Some(description) = &user.description {
         own.insert("description".into(), json!(description));
     }
-    own.insert("password_expires_at".into(), Value::Null);
+    let expires = user.password_expires_at.map(base::Timestamp::iso_micros);
+    own.insert("password_expires_at".into(), json!(expires));
     own.insert("options".into(), json!(user.options));
     entity(cx, &format!("/v3/users/{}", user.id), Value::Object(own), &user.extra)
 }
@@ -123,7 +129,7 @@ async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
     let pairs = req.query_pairs();
     let (name, domain) = (pairs.get("name").map(str::to_owned), pairs.get("domain_id").map(str::to_owned));
     let own = token_domain(&cx);
-    let found = cx
+    let mut found = cx
         .read(move |tx| {
             let mut query = Query::new();
             if let Some(name) = &name {
@@ -135,8 +141,42 @@ async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
             tx.list::<User>(&query)
         })
         .await?;
+    keep_expiring(&req, &mut found)?;
     let items = found.iter().map(|u| wire(&cx, u)).collect();
     listed(&cx, &req, "users", items, &["domain_id", "enabled", "name"])
+}
+
+/// `password_expires_at=lt:2026-11-21T00:00:00Z`: of the users with passwords that end, those that do so then.
+pub(super) fn keep_expiring<T>(req: &Request<T>, users: &mut Vec<User>) -> Result<()> {
+    let Some(wanted) = req.query_pairs().get("password_expires_at") else { return Ok(()) };
+    let (how, moment) = match wanted.split_once(':') {
+        Some((how, moment)) if how.chars().all(|c| c.is_ascii_alphabetic()) => (how, moment),
+        _ => ("eq", wanted),
+    };
+    let at = base::Timestamp::parse(moment).ok_or_else(|| {
+        invalid("password_expires_at", "must be a date and time, maybe after 'lt:', 'gte:', …")
+    })?;
+    let fits = |end: base::Timestamp| match how {
+        "lt" => Ok(end < at),
+        "lte" => Ok(end <= at),
+        "gt" => Ok(end > at),
+        "gte" => Ok(end >= at),
+        "eq" => Ok(end == at),
+        "neq" => Ok(end != at),
+        _ => Err(invalid("password_expires_at", "the operator is one of eq, neq, lt, lte, gt, gte")),
+    };
+    let mut kept = Vec::new();
+    for user in users.drain(..) {
+        if let Some(end) = user.password_expires_at
+            && fits(end)?
+        {
+            kept.push(user);
+        }
+    }
+    // Also where there is nobody: a wrong operator is told.
+    fits(at)?;
+    *users = kept;
+    Ok(())
 }
 
 fn conflict(name: &str, domain: &DomainId) -> String {
@@ -158,14 +198,17 @@ async fn create(cx: Cx, req: Request<Doc<UserCreate>>) -> Result<Reply> {
     enforce(&cx, &asked)?;
     let domain_id = domain.map_or_else(|| default_domain(&cx), DomainId::new);
     let password = match fields.nullable("password").flatten() {
-        Some(password) => Some(cx.passwords.hash(&password, &cx.entropy).await?),
+        Some(password) => {
+            cx.check_new_password(&password)?;
+            Some(cx.passwords.hash(&password, &cx.entropy).await?)
+        }
         None => None,
     };
     let given = options(fields.object("options"), OPTIONS)?.unwrap_or_default();
     if let Some(rules) = given.get("multi_factor_auth_rules") {
         crate::login::method_rules(rules)?;
     }
-    let user = User {
+    let mut user = User {
         id: UserId::random(&cx.entropy),
         meta: store::Meta::default(),
         domain_id,
@@ -176,10 +219,16 @@ async fn create(cx: Cx, req: Request<Doc<UserCreate>>) -> Result<Reply> {
         options: given,
         password_changed_at: password.as_ref().map(|_| cx.now()),
         password,
+        password_expires_at: None,
+        password_self_service: false,
         former_passwords: Vec::new(),
         token_generation: 1,
         extra: fields.extra(),
     };
+    if user.password.is_some() {
+        let rules = &cx.config.operator.security_compliance;
+        user.password_expires_at = rules.password_ends(&user, By::Administrator, cx.now());
+    }
     let made = cx
         .write(move |tx| {
             let mut user = user.clone();
@@ -215,9 +264,14 @@ async fn update(cx: Cx, req: Request<Doc<UserUpdate>>) -> Result<Reply> {
     let password = match fields.nullable("password") {
         None => None,
         Some(None) => Some(None),
-        Some(Some(new)) => Some(Some(cx.passwords.hash(&new, &cx.entropy).await?)),
+        Some(Some(new)) => {
+            cx.check_new_password(&new)?;
+            Some(Some(cx.passwords.hash(&new, &cx.entropy).await?))
+        }
     };
-    let (extra, id, keep) = (fields.extra(), held.id, cx.config.unique_last_passwords);
+    let (extra, id, keep) =
+        (fields.extra(), held.id, cx.config.operator.security_compliance.unique_last_password_count);
+    let rules = cx.config.operator.security_compliance.clone();
     let changed = cx
         .write(move |tx| {
             let mut user = directory::user(tx, &id)?;
@@ -234,12 +288,19 @@ async fn update(cx: Cx, req: Request<Doc<UserUpdate>>) -> Result<Reply> {
                 super::merge_options(&mut user.options, given.clone());
             }
             user.extra.extend(extra.clone());
-            if let Some(password) = &password {
-                set_password(&mut user, password.clone(), tx.now(), keep);
+            if let Some(hash) = &password {
+                let (by, hash) = (By::Administrator, hash.clone());
+                let ends = hash.as_ref().and_then(|_| rules.password_ends(&user, by, tx.now()));
+                set_password(&mut user, PasswordChange { hash, by, ends }, tx.now(), keep);
+                revocations::note(tx, Of::User(&user.id))?;
             }
             if let Some(enabled) = enabled {
                 if user.enabled && !enabled {
                     user.token_generation += 1;
+                    revocations::note(tx, Of::User(&user.id))?;
+                }
+                if enabled {
+                    compliance::forgive(tx, &user.id)?;
                 }
                 user.enabled = enabled;
             }
@@ -251,9 +312,22 @@ async fn update(cx: Cx, req: Request<Doc<UserUpdate>>) -> Result<Reply> {
     Ok(one("user", wire(&cx, &changed)))
 }
 
+/// A password to be set.
+#[derive(Debug, Clone)]
+pub(crate) struct PasswordChange {
+    /// Its hash; `None` = no login by password any more.
+    pub hash: Option<String>,
+    /// Who sets it.
+    pub by: By,
+    /// When it must be changed.
+    pub ends: Option<base::Timestamp>,
+}
+
 /// Sets the hash of a new password; every token of the user ends.
-pub(crate) fn set_password(user: &mut User, hash: Option<String>, now: base::Timestamp, keep: usize) {
-    if let Some(old) = std::mem::replace(&mut user.password, hash) {
+pub(crate) fn set_password(user: &mut User, change: PasswordChange, now: base::Timestamp, keep: usize) {
+    user.password_expires_at = change.ends;
+    user.password_self_service = change.by == By::User;
+    if let Some(old) = std::mem::replace(&mut user.password, change.hash) {
         user.former_passwords.insert(0, old);
     }
     // The present one counts too.
@@ -268,6 +342,10 @@ pub(super) fn remove(tx: &mut Tx<'_>, id: &UserId) -> Result<()> {
     tx.delete_where::<Assignment>(&Query::new().eq("user_id", id))?;
     tx.delete_where::<ApplicationCredential>(&Query::new().eq("user_id", id))?;
     tx.delete_where::<AccessRule>(&Query::new().eq("user_id", id))?;
+    tx.delete_where::<Credential>(&Query::new().eq("user_id", id))?;
+    tx.delete::<LoginRecord>(id)?;
+    super::trusts::of_user_end(tx, id)?;
+    revocations::note(tx, Of::User(id))?;
     tx.delete::<User>(id)?;
     directory::touch_user(tx, id)
 }
@@ -283,7 +361,7 @@ async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
     Ok(Reply::empty())
 }
 
-async fn change_password(cx: Cx, req: Request<Doc<PasswordChange>>) -> Result<Reply> {
+async fn change_password(cx: Cx, req: Request<Doc<OwnPassword>>) -> Result<Reply> {
     let id = UserId::new(req.param("user_id"));
     let mut fields = req.body.check()?;
     let original = fields.raw_text("original_password").unwrap_or_default();
@@ -296,15 +374,31 @@ async fn change_password(cx: Cx, req: Request<Doc<PasswordChange>>) -> Result<Re
             Ok(enabled.then_some(user))
         })
         .await?;
+    let (from, whom) = (req.peer(), format!("id {id}"));
+    cx.throttle.admit(from, &whom, cx.now())?;
     let hash = held.as_ref().and_then(|u| u.password.as_deref());
     let right = cx.passwords.verify(&original, hash).await?;
-    let held = held.filter(|_| right).ok_or_else(unauthorized)?;
+    let noted = match &held {
+        None => Err(unauthorized()),
+        Some(user) => {
+            let of = user.id.clone();
+            let record = cx.read(move |tx| tx.get::<LoginRecord>(&of)).await?;
+            cx.note_login(user, record.as_ref(), right).await
+        }
+    };
+    if noted.is_err() {
+        cx.throttle.failed(from, &whom, cx.now());
+    }
+    noted?;
+    let held = held.ok_or_else(unauthorized)?;
     if held.options.get("lock_password") == Some(&Value::Bool(true)) {
         return Err(Error::bad_request(
             "Password validation error: You cannot change your password at this time due to password policy disallowing password changes. Please contact your administrator to reset your password.",
         ));
     }
-    let unique = cx.config.unique_last_passwords;
+    cx.check_password_age(&held)?;
+    cx.check_new_password(&new)?;
+    let unique = cx.config.operator.security_compliance.unique_last_password_count;
     if unique > 1 {
         let known = held.password.iter().chain(held.former_passwords.iter().take(unique - 1));
         for hash in known {
@@ -316,13 +410,16 @@ async fn change_password(cx: Cx, req: Request<Doc<PasswordChange>>) -> Result<Re
         }
     }
     let hash = cx.passwords.hash(&new, &cx.entropy).await?;
+    let ends = cx.config.operator.security_compliance.password_ends(&held, By::User, cx.now());
     cx.write(move |tx| {
         let mut user = directory::user(tx, &id)?;
         // The password that was proved must still be the password.
         if user.password != held.password || !user.enabled {
             return Err(unauthorized());
         }
-        set_password(&mut user, Some(hash.clone()), tx.now(), unique);
+        let change = PasswordChange { hash: Some(hash.clone()), by: By::User, ends };
+        set_password(&mut user, change, tx.now(), unique);
+        revocations::note(tx, Of::User(&user.id))?;
         tx.update(&mut user)?;
         directory::touch_user(tx, &user.id)
     })

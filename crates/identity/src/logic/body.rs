@@ -28,6 +28,10 @@ pub enum Kind {
     Url,
     /// Up to 80 different tags.
     Tags,
+    /// A whole number from the first to the second.
+    Int(i64, i64),
+    /// Text, or an object.
+    TextOrObject,
     /// Any object.
     Object,
     /// An array of objects.
@@ -66,7 +70,7 @@ pub const fn must(name: &'static str, kind: Kind) -> Field {
 pub trait Shape: Send + Sync + 'static {
     /// Name in the OpenAPI document.
     const NAME: &'static str;
-    /// The single key of the body.
+    /// The single key of the body; empty where the fields are the body itself.
     const KEY: &'static str;
     /// Its fields.
     const FIELDS: &'static [Field];
@@ -109,16 +113,81 @@ impl<S: Shape> JsonSchema for Doc<S> {
         let properties: Map<String, Value> =
             S::FIELDS.iter().map(|f| (f.name.to_owned(), schema_of(f.kind, f.nullable))).collect();
         let required: Vec<&str> = S::FIELDS.iter().filter(|f| f.required).map(|f| f.name).collect();
+        let inner = json!({
+            "type": "object", "properties": properties, "required": required,
+            "additionalProperties": S::EXTRA,
+        });
+        if S::KEY.is_empty() {
+            return Schema::try_from(inner).unwrap_or_default();
+        }
         let mut outer = Map::new();
-        outer.insert(
-            S::KEY.to_owned(),
-            json!({
-                "type": "object", "properties": properties, "required": required,
-                "additionalProperties": S::EXTRA,
-            }),
-        );
+        outer.insert(S::KEY.to_owned(), inner);
         schemars::json_schema!({"type": "object", "properties": outer, "required": [S::KEY]})
     }
+}
+
+/// A body with a list of things of shape `S` under its key, as it came; [`Docs::check`] makes it usable.
+#[derive(Debug)]
+pub struct Docs<S>(Value, PhantomData<S>);
+
+impl<'de, S> Deserialize<'de> for Docs<S> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        Value::deserialize(deserializer).map(|v| Docs(v, PhantomData))
+    }
+}
+
+impl<S: Shape> JsonSchema for Docs<S> {
+    fn schema_name() -> Cow<'static, str> {
+        S::NAME.into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let one = Doc::<S>::json_schema(generator);
+        let inner = one.as_value().pointer(&format!("/properties/{}", S::KEY)).cloned();
+        let mut outer = Map::new();
+        outer.insert(S::KEY.to_owned(), json!({"type": "array", "minItems": 1, "items": inner}));
+        schemars::json_schema!({"type": "object", "properties": outer, "required": [S::KEY]})
+    }
+}
+
+impl<S: Shape> Docs<S> {
+    /// The checked fields of each.
+    ///
+    /// # Errors
+    /// `BadRequest` in Keystone's words, naming the field.
+    pub fn check(&self) -> Result<Vec<Fields>> {
+        let inner = self.0.get(S::KEY).ok_or_else(|| missing(S::KEY))?;
+        let items = inner.as_array().ok_or_else(|| wrong_type(S::KEY, inner, "'array'"))?;
+        if items.is_empty() {
+            return Err(invalid(S::KEY, "[] should be non-empty"));
+        }
+        let maps = items.iter().enumerate().map(|(i, item)| {
+            let map =
+                item.as_object().ok_or_else(|| wrong_type(&format!("{}/{i}", S::KEY), item, "'object'"))?;
+            checked::<S>(map)
+        });
+        maps.collect()
+    }
+}
+
+fn checked<S: Shape>(map: &Map<String, Value>) -> Result<Fields> {
+    for field in S::FIELDS {
+        match map.get(field.name) {
+            None if field.required => return Err(missing(field.name)),
+            None => {}
+            Some(Value::Null) if field.nullable => {}
+            Some(value) => check(field.name, field.kind, field.nullable, value)?,
+        }
+    }
+    if !S::EXTRA
+        && let Some(other) = map.keys().find(|k| S::FIELDS.iter().all(|f| f.name != k.as_str()))
+    {
+        let other = shown(&Value::String(other.clone()));
+        return Err(Error::bad_request(format!(
+            "Additional properties are not allowed ({other} was unexpected)"
+        )));
+    }
+    Ok(Fields(map.clone()))
 }
 
 impl<S: Shape> Doc<S> {
@@ -127,25 +196,13 @@ impl<S: Shape> Doc<S> {
     /// # Errors
     /// `BadRequest` in Keystone's words, naming the field.
     pub fn check(&self) -> Result<Fields> {
+        if S::KEY.is_empty() {
+            let map = self.0.as_object().ok_or_else(|| wrong_type("body", &self.0, "'object'"))?;
+            return checked::<S>(map);
+        }
         let inner = self.0.get(S::KEY).ok_or_else(|| missing(S::KEY))?;
         let map = inner.as_object().ok_or_else(|| wrong_type(S::KEY, inner, "'object'"))?;
-        for field in S::FIELDS {
-            match map.get(field.name) {
-                None if field.required => return Err(missing(field.name)),
-                None => {}
-                Some(Value::Null) if field.nullable => {}
-                Some(value) => check(field.name, field.kind, field.nullable, value)?,
-            }
-        }
-        if !S::EXTRA
-            && let Some(other) = map.keys().find(|k| S::FIELDS.iter().all(|f| f.name != k.as_str()))
-        {
-            let other = shown(&Value::String(other.clone()));
-            return Err(Error::bad_request(format!(
-                "Additional properties are not allowed ({other} was unexpected)"
-            )));
-        }
-        Ok(Fields(map.clone()))
+        checked::<S>(map)
     }
 }
 
@@ -189,6 +246,16 @@ impl Fields {
     /// A boolean.
     pub fn flag(&mut self, name: &str) -> Option<bool> {
         self.0.remove(name).and_then(|v| v.as_bool())
+    }
+
+    /// A whole number.
+    pub fn int(&mut self, name: &str) -> Option<i64> {
+        self.0.remove(name).and_then(|v| v.as_i64())
+    }
+
+    /// A field as it is.
+    pub fn value(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name)
     }
 
     /// Tags.
@@ -311,6 +378,19 @@ pub fn check(path: &str, kind: Kind, nullable: bool, value: &Value) -> Result<()
         }
         Kind::Url => check_url(path, text()?),
         Kind::Tags => check_tags(path, value),
+        Kind::Int(min, max) => {
+            let number =
+                value.as_i64().ok_or_else(|| wrong_type(path, value, &format!("'integer'{or_null}")))?;
+            if number < min {
+                return Err(invalid(path, &format!("{number} is less than the minimum of {min}")));
+            }
+            if number > max {
+                return Err(invalid(path, &format!("{number} is greater than the maximum of {max}")));
+            }
+            Ok(())
+        }
+        Kind::TextOrObject if value.is_string() || value.is_object() => Ok(()),
+        Kind::TextOrObject => Err(wrong_type(path, value, "'string', 'object'")),
         Kind::Object if value.is_object() => Ok(()),
         Kind::Object => Err(wrong_type(path, value, &format!("'object'{or_null}"))),
         Kind::Objects => {
@@ -405,6 +485,8 @@ fn schema_of(kind: Kind, nullable: bool) -> Value {
         Kind::Bool => json!({"type": typed("boolean")}),
         Kind::OneOf(allowed) => json!({"type": typed("string"), "enum": allowed}),
         Kind::Url => json!({"type": typed("string"), "format": "uri", "maxLength": 225}),
+        Kind::Int(min, max) => json!({"type": typed("integer"), "minimum": min, "maximum": max}),
+        Kind::TextOrObject => json!({"type": ["string", "object"]}),
         Kind::Tags => {
             json!({"type": typed("array"), "items": {"type": "string", "maxLength": 255}, "maxItems": 80})
         }

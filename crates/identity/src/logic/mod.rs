@@ -3,5 +3,8 @@
 pub mod access;
 pub mod body;
 pub mod catalog;
+pub mod domain_options;
+pub mod ec2;
 pub mod inference;
 pub mod payload;
+pub mod totp;

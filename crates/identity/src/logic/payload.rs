@@ -15,9 +15,10 @@ use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeSeq as _, Serializer};
 use uuid::Uuid;
 
-/// Names of authentication methods by bit, in the order of Keystone's `[auth] methods`.
-const METHODS: [&str; 7] =
-    ["external", "password", "token", "oauth1", "mapped", "application_credential", "ec2credential"];
+/// Names of authentication methods by bit, in the order of Keystone's `[auth] methods`; what is not on by default there
+/// comes last.
+const METHODS: [&str; 8] =
+    ["external", "password", "token", "oauth1", "mapped", "application_credential", "ec2credential", "totp"];
 
 /// What a token is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct Payload {
     pub audit_ids: Vec<String>,
     /// The application credential it was got with.
     pub application_credential_id: Option<String>,
+    /// The trust it was got by; its user is the trustee, also where the trustee impersonates.
+    pub trust_id: Option<String>,
     /// Microseconds (0..1,000,000) of the moment of issue; `None` in tokens of a Python Keystone.
     pub issued_micros: Option<u32>,
     /// The user's token generation; `None` in tokens of a Python Keystone.
@@ -63,10 +66,11 @@ pub fn ordered(methods: &[&'static str]) -> Vec<&'static str> {
     METHODS.iter().filter(|m| methods.contains(m)).copied().collect()
 }
 
-/// Packs a payload; `None` only where an audit id is not the text of 16 bytes.
+/// Packs a payload; `None` only where an audit id is not the text of 16 bytes, or a trust's id that of a UUID.
 pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     let mut items = Vec::with_capacity(9);
     let version = match (&payload.scope, &payload.application_credential_id) {
+        (PayloadScope::Project(_), None) if payload.trust_id.is_some() => 3,
         (PayloadScope::Project(_), Some(_)) => 9,
         (PayloadScope::Unscoped, _) => 0,
         (PayloadScope::Domain(_), _) => 1,
@@ -95,6 +99,9 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     if let (9, Some(id)) = (version, &payload.application_credential_id) {
         items.push(id_part(id));
     }
+    if let (3, Some(id)) = (version, &payload.trust_id) {
+        items.push(Part::Bytes(hex_uuid(id)?));
+    }
     if let (Some(micros), Some(generation)) = (payload.issued_micros, payload.generation) {
         items.push(Part::Int(i64::from(micros)));
         items.push(Part::Int(i64::try_from(generation).ok()?));
@@ -102,7 +109,7 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     rmp_serde::to_vec(&Part::Many(items)).ok()
 }
 
-/// Reads a payload; `None` for what Keystone would not recognise or Allod does not speak (trusts, federation, OAuth).
+/// Reads a payload; `None` for what Keystone would not recognise or Allod does not speak (federation, OAuth).
 pub fn unpack(bytes: &[u8]) -> Option<Payload> {
     let mut reader = bytes;
     let whole = Part::deserialize(&mut rmp_serde::Deserializer::new(&mut reader)).ok()?;
@@ -118,7 +125,7 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
     let scope = match version {
         0 => PayloadScope::Unscoped,
         1 => PayloadScope::Domain(items.next()?.domain()?),
-        2 | 9 => PayloadScope::Project(items.next()?.id()?),
+        2 | 3 | 9 => PayloadScope::Project(items.next()?.id()?),
         8 => {
             if items.next()?.text()? != "all" {
                 return None;
@@ -132,6 +139,7 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
     let audit_ids: Option<Vec<String>> = audit_ids.into_iter().map(Part::audit_id).collect();
     let audit_ids = audit_ids.filter(|a| (1..=2).contains(&a.len()))?;
     let application_credential_id = if version == 9 { Some(items.next()?.id()?) } else { None };
+    let trust_id = if version == 3 { Some(items.next()?.uuid()?) } else { None };
     let issued_micros = match items.next() {
         None => None,
         Some(part) => Some(part.int().and_then(|n| u32::try_from(n).ok()).filter(|n| *n < 1_000_000)?),
@@ -147,6 +155,7 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
         expires_at,
         audit_ids,
         application_credential_id,
+        trust_id,
         issued_micros,
         generation,
     })
@@ -202,6 +211,10 @@ impl Part {
             [Part::Bool(false), value] => value.text(),
             _ => None,
         }
+    }
+
+    fn uuid(self) -> Option<String> {
+        if let Part::Bytes(bytes) = self { Part::uuid_hex(&bytes) } else { None }
     }
 
     fn domain(self) -> Option<String> {
@@ -306,6 +319,7 @@ mod tests {
             expires_at: Timestamp::from_secs(1_795_253_084),
             audit_ids: vec![audit_id(7)],
             application_credential_id: None,
+            trust_id: None,
             issued_micros: None,
             generation: None,
         };
@@ -328,7 +342,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_packed_comes_back(
-            user_id in ids(), scope in 0..4u8, id in ids(), app in proptest::option::of(ids()),
+            user_id in ids(), scope in 0..4u8, id in ids(), app in proptest::option::of(ids()), trust in any::<Option<u128>>(),
             at in 0..4_000_000_000_000_000i64, micros in 0..1_000_000u32, generation in 0..u64::MAX / 2, two in any::<bool>(),
         ) {
             let scope = match scope {
@@ -338,10 +352,13 @@ mod tests {
                 _ => PayloadScope::System,
             };
             let application_credential_id = app.filter(|_| matches!(scope, PayloadScope::Project(_)));
+            let trust_id = trust.map(|n| Uuid::from_u128(n).simple().to_string());
+            let trust_id =
+                trust_id.filter(|_| matches!(scope, PayloadScope::Project(_)) && application_credential_id.is_none());
             let audit_ids = if two { vec![audit_id(1), audit_id(2)] } else { vec![audit_id(1)] };
             let payload = Payload {
                 user_id, methods: vec!["password", "token"], scope, expires_at: Timestamp(at), audit_ids,
-                application_credential_id, issued_micros: Some(micros), generation: Some(generation),
+                application_credential_id, trust_id, issued_micros: Some(micros), generation: Some(generation),
             };
             prop_assert_eq!(unpack(&pack(&payload).unwrap()), Some(payload));
         }
@@ -355,7 +372,7 @@ mod tests {
         fn broken_payloads_do_not_make_it_panic(cut in 0..80usize, flip in 0..80usize, with in any::<u8>()) {
             let payload = Payload {
                 user_id: "11".repeat(16), methods: vec!["password"], scope: PayloadScope::Domain("default".into()),
-                expires_at: Timestamp(1), audit_ids: vec![audit_id(1)], application_credential_id: None,
+                expires_at: Timestamp(1), audit_ids: vec![audit_id(1)], application_credential_id: None, trust_id: None,
                 issued_micros: Some(3), generation: Some(4),
             };
             let mut bytes = pack(&payload).unwrap();

@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod compliance;
 mod coverage;
 mod credentials;
+mod extensions;
 mod grants;
+mod limits;
 mod managers;
+mod matrix;
 mod policy;
 // The store's own way to have a PostgreSQL server in a test.
 #[path = "../../../store/tests/it/postgres.rs"]
@@ -13,6 +17,8 @@ mod policy;
 mod postgres;
 mod projects;
 mod replicas;
+mod secrets;
 mod tokens;
+mod trusts;
 mod users;
 mod world;

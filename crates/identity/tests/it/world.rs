@@ -95,6 +95,11 @@ impl World {
         world
     }
 
+    /// The present moment as text.
+    pub fn now(&self) -> String {
+        base::Clock::now(&*self.clock).iso_seconds()
+    }
+
     pub fn later(&self, seconds: u64) {
         self.clock.advance(Duration::from_secs(seconds));
     }
@@ -121,6 +126,22 @@ impl World {
     /// Demo in its project.
     pub async fn demo(&self) -> Client {
         self.anyone.with_token(&self.token("demo", self.project_scope(&self.demo_project)).await)
+    }
+
+    /// Demo in its project, by this password.
+    pub async fn demo_as(&self, password: &str) -> Client {
+        let scope = self.project_scope(&self.demo_project);
+        let answer = self.login("demo", password, Some(scope)).await.expect(201);
+        self.anyone.with_token(answer.header("x-subject-token"))
+    }
+
+    /// Everything in the tables, as text.
+    pub async fn dump(&self) -> String {
+        const SCHEMAS: &[store::Schema] = &[("identity", identity::MIGRATIONS)];
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("dump");
+        self.store.dump(SCHEMAS, &file).await.unwrap();
+        std::fs::read_to_string(file).unwrap()
     }
 
     /// Alt in its project.
