@@ -9,7 +9,6 @@ test named in `tempest-identity.txt` must pass; one that passes and is not named
 list only grows. Exit code 0 only if nothing failed and nothing is missing.
 """
 import argparse, os, re, shutil, subprocess, sys, tempfile, time
-import xml.etree.ElementTree as xml
 
 from common import Failed, open_
 
@@ -84,7 +83,6 @@ swift = false
 
 def run(binaries, conf, work, only, jobs):
     """Names of tests by outcome."""
-    tests = os.path.join(work, 'names')
     env = {**os.environ, 'TEMPEST_CONFIG_DIR': work, 'TEMPEST_CONFIG': 'tempest.conf', 'PYTHONWARNINGS': 'ignore',
            'PATH': binaries + ':' + os.environ['PATH']}
     place = os.path.join(work, 'workspace')
@@ -94,19 +92,16 @@ def run(binaries, conf, work, only, jobs):
     env['TEMPEST_CONFIG_DIR'] = os.path.join(place, 'etc')
     command = [f'{binaries}/stestr', 'run', '--concurrency', str(jobs), only]
     with open(f'{work}/output', 'w') as out: subprocess.run(command, cwd=place, env=env, stdout=out, stderr=out)
-    last = subprocess.run([f'{binaries}/stestr', 'last', '--subunit'], cwd=place, env=env, capture_output=True)
-    report = subprocess.run([f'{binaries}/subunit2junitxml', '-o', f'{work}/report.xml'], input=last.stdout, env=env, capture_output=True)
-    if not os.path.exists(f'{work}/report.xml'): raise Failed('no report: ' + report.stderr.decode()[-400:] + open_(f'{work}/output')[-1500:])
     outcome = {'passed': {}, 'failed': {}, 'skipped': {}}
-    for case in xml.parse(f'{work}/report.xml').getroot().iter('testcase'):
-        name = '.'.join(filter(None, (case.get('classname'), case.get('name'))))
+    said = open_(f'{work}/output')
+    for name, how, why in re.findall(r'^\{\d+\} (\S+) .*?\.\.\. (ok|FAILED|SKIPPED)(?:: (.*))?$', said, re.M):
         name = re.sub(r'\[.*\]', '', name)
-        for kind in ('failure', 'error'):
-            if case.find(kind) is not None: outcome['failed'][name] = case.find(kind).text or ''; break
-        else:
-            skipped = case.find('skipped')
-            if skipped is not None: outcome['skipped'][name] = (skipped.text or '').strip()
-            else: outcome['passed'][name] = ''
+        outcome[{'ok': 'passed', 'FAILED': 'failed', 'SKIPPED': 'skipped'}[how]][name] = why
+    for name in outcome['failed']:
+        found = re.search(r'^\{\d+\} ' + re.escape(name) + r'.*?\.\.\. FAILED\n(.*?)(?=^\{\d+\} |\Z)', said, re.M | re.S)
+        text = found.group(1).split('Captured pythonlogging')[0] if found else ''
+        outcome['failed'][name] = text.strip()
+    if not any(outcome.values()): raise Failed('no test ran: ' + said[-1500:])
     return outcome
 
 

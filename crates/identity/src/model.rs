@@ -445,6 +445,8 @@ pub const MIGRATIONS: &[Migration] = &[
         2,
         "delegations, credentials, limits and audit",
         &[
+            // For its new fields: an older server must not drop them.
+            Step::table::<User>(),
             Step::table::<Trust>(),
             Step::table::<Credential>(),
             Step::table::<RegisteredLimit>(),

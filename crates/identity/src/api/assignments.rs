@@ -245,6 +245,10 @@ fn effective(tx: &mut Tx<'_>, filters: &Filters) -> Result<Vec<Row>> {
         }
     }
     all.retain(|row| filters.role.as_ref().is_none_or(|r| *r == row.role));
+    // A domain's own roles only stand for those they imply: no token names them.
+    let own: BTreeSet<String> =
+        tx.list_ids::<Role>(&Query::new().ne("domain_key", ""))?.into_iter().collect();
+    all.retain(|row| !own.contains(row.role.as_str()));
     // The same right may come by several ways; the direct one is told.
     all.sort_by_key(|r| (r.prior_role.is_some(), r.membership.is_some()));
     let mut seen = BTreeSet::new();

@@ -139,7 +139,7 @@ impl State {
     /// The caller's token with what the other services do not see of it.
     pub(crate) async fn caller<T>(&self, req: &Request<T>) -> Result<Arc<Validated>> {
         let token = req.header("x-auth-token").unwrap_or("");
-        self.tokens.validate(token).await?.ok_or_else(crate::words::unauthorized)
+        self.tokens.validate(token).await?.ok_or_else(unauthorized)
     }
 }
 

@@ -337,8 +337,12 @@ async fn ec2_allowed(cx: &Cx, req: &Request<()>) -> Result<Credential> {
     let (access, user) = (req.param("credential_id").to_owned(), UserId::new(req.param("user_id")));
     let id = digest(&access);
     let found = cx.read(move |tx| tx.get::<Credential>(&id)).await?.filter(|c| c.kind == "ec2");
-    enforce(cx, &found.as_ref().map_or_else(Target::none, |c| whose(&c.user_id)))?;
-    let found = found.filter(|c| c.user_id == user).ok_or_else(|| no_credential(&access))?;
+    // An access key cannot be guessed: what is not there is told first, as in Keystone.
+    let found = found.ok_or_else(|| no_credential(&access))?;
+    enforce(cx, &whose(&found.user_id))?;
+    if found.user_id != user {
+        return Err(no_credential(&access));
+    }
     let valid = cx.caller(req).await?;
     bounded(&valid, found.project_id.as_ref())?;
     Ok(found)

@@ -2,7 +2,7 @@
 
 use ::api::{Op, Reply, Request, Target};
 use base::{DomainId, Error, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use store::Query;
 
 use super::projects::{self, Change};
@@ -131,41 +131,54 @@ async fn update(cx: Cx, req: Request<Doc<DomainUpdate>>) -> Result<Reply> {
     let held = allowed(&cx, &req).await?;
     fields.same_id(held.id.as_str())?;
     let change = Change::of(&mut fields)?;
-    let (extra, id) = (fields.extra(), held.id);
-    let changed = cx
-        .write(move |tx| {
-            let mut domain = directory::domain(tx, &id)?;
-            may_change(&domain.options, change.options.as_ref(), "domain", domain.id.as_str())?;
-            if let Some(name) = &change.name {
-                domain.name.clone_from(name);
-            }
-            if let Some(description) = &change.description {
-                domain.description.clone_from(description);
-            }
-            if let Some(enabled) = change.enabled {
-                if domain.enabled && !enabled {
-                    domain.revoked_before = Some(tx.now());
-                    revocations::note(tx, Of::Domain(&domain.id))?;
-                }
-                domain.enabled = enabled;
-            }
-            if let Some(tags) = &change.tags {
-                domain.tags.clone_from(tags);
-            }
-            if let Some(options) = &change.options {
-                merge_options(&mut domain.options, options.clone());
-            }
-            domain.extra.extend(extra.clone());
-            told(tx.update(&mut domain), "domain", || conflict(&domain.name))?;
-            directory::touch_all(tx)?;
-            Ok(domain)
-        })
-        .await?;
+    let changed = apply(&cx, held.id, change, fields.extra()).await?;
     Ok(one("domain", wire(&cx, &changed)))
+}
+
+/// Changes a domain; whoever calls has asked the policy.
+pub(super) async fn apply(
+    cx: &Cx,
+    id: DomainId,
+    change: Change,
+    extra: Map<String, Value>,
+) -> Result<Domain> {
+    cx.write(move |tx| {
+        let mut domain = directory::domain(tx, &id)?;
+        may_change(&domain.options, change.options.as_ref(), "domain", domain.id.as_str())?;
+        if let Some(name) = &change.name {
+            domain.name.clone_from(name);
+        }
+        if let Some(description) = &change.description {
+            domain.description.clone_from(description);
+        }
+        if let Some(enabled) = change.enabled {
+            if domain.enabled && !enabled {
+                domain.revoked_before = Some(tx.now());
+                revocations::note(tx, Of::Domain(&domain.id))?;
+            }
+            domain.enabled = enabled;
+        }
+        if let Some(tags) = &change.tags {
+            domain.tags.clone_from(tags);
+        }
+        if let Some(options) = &change.options {
+            merge_options(&mut domain.options, options.clone());
+        }
+        domain.extra.extend(extra.clone());
+        told(tx.update(&mut domain), "domain", || conflict(&domain.name))?;
+        directory::touch_all(tx)?;
+        Ok(domain)
+    })
+    .await
 }
 
 async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
     let id = allowed(&cx, &req).await?.id;
+    erase(&cx, id).await
+}
+
+/// Deletes a disabled domain with all that is in it; whoever calls has asked the policy.
+pub(super) async fn erase(cx: &Cx, id: DomainId) -> Result<Reply> {
     cx.write(move |tx| {
         let domain = directory::domain(tx, &id)?;
         if immutable(&domain.options) {

@@ -112,6 +112,23 @@ pub(super) fn wire(cx: &Cx, project: &Project) -> Value {
     entity(cx, &format!("/v3/projects/{}", project.id), own, &project.extra)
 }
 
+/// A domain as the project that it is too.
+fn domain_wire(cx: &Cx, domain: &Domain) -> Value {
+    let own = json!({
+        "id": domain.id, "name": domain.name, "domain_id": null, "description": domain.description,
+        "enabled": domain.enabled, "parent_id": null, "is_domain": true, "tags": domain.tags,
+        "options": domain.options,
+    });
+    entity(cx, &format!("/v3/projects/{}", domain.id), own, &domain.extra)
+}
+
+/// The domain a path to a project names, if the caller may do with it what `rule` says.
+async fn as_domain<T>(cx: &Cx, req: &Request<T>, rule: &str) -> Result<Option<Domain>> {
+    let id = DomainId::new(req.param("project_id"));
+    let found = cx.read(move |tx| tx.get::<Domain>(&id)).await?;
+    Ok(found.filter(|d| cx.allows(rule, &super::domains::target(Target::none(), Some(d)))))
+}
+
 /// Adds the policy attributes of a project; of one that does not exist: nothing.
 pub(super) fn target(onto: Target, project: Option<&Project>) -> Target {
     match project {
@@ -152,6 +169,11 @@ async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
         .await?;
     if asked(&req, "is_domain") {
         found.clear();
+        let own = token_domain(&cx);
+        let domains = cx.read(|tx| tx.list::<Domain>(&Query::new())).await?;
+        let seen = domains.iter().filter(|d| own.as_ref().is_none_or(|own| *own == d.id));
+        let items = seen.map(|d| domain_wire(&cx, d)).collect();
+        return listed(&cx, &req, "projects", items, &["enabled", "name"]);
     }
     let tags = |key: &str| pairs.get(key).map(|t| t.split(',').map(str::to_owned).collect::<Vec<_>>());
     let has = |p: &Project, t: &String| p.tags.contains(t);
@@ -183,10 +205,16 @@ async fn create(cx: Cx, req: Request<Doc<ProjectCreate>>) -> Result<Reply> {
         Some(domain) => Target::none().set("target.project.domain_id", domain.as_str()),
     };
     enforce(&cx, &asked)?;
-    if fields.flag("is_domain") == Some(true) {
-        return Err(invalid("is_domain", "projects that act as domains are made at /v3/domains"));
-    }
     let parent = fields.nullable("parent_id").flatten();
+    if fields.flag("is_domain") == Some(true) {
+        if domain.is_some() || parent.is_some() {
+            return Err(invalid(
+                "is_domain",
+                "a project that acts as a domain has neither domain nor parent",
+            ));
+        }
+        return create_domain(&cx, fields).await;
+    }
     let project = Project {
         id: ProjectId::random(&cx.entropy),
         meta: store::Meta::default(),
@@ -211,6 +239,33 @@ async fn create(cx: Cx, req: Request<Doc<ProjectCreate>>) -> Result<Reply> {
         })
         .await?;
     Ok(one("project", wire(&cx, &made)))
+}
+
+/// A project that acts as a domain is a domain.
+async fn create_domain(cx: &Cx, mut fields: Fields) -> Result<Reply> {
+    if !cx.allows("identity:create_domain", &Target::none()) {
+        return Err(cx.dialect().policy_denied("identity:create_domain"));
+    }
+    let domain = Domain {
+        id: DomainId::random(&cx.entropy),
+        meta: store::Meta::default(),
+        name: fields.text("name").unwrap_or_default(),
+        description: fields.nullable("description").flatten().unwrap_or_default(),
+        enabled: fields.flag("enabled").unwrap_or(true),
+        tags: fields.tags("tags").unwrap_or_default(),
+        options: options(fields.object("options"), OPTIONS)?.unwrap_or_default(),
+        extra: fields.extra(),
+        revoked_before: None,
+    };
+    let made = cx
+        .write(move |tx| {
+            let mut domain = domain.clone();
+            let name = domain.name.clone();
+            told(tx.insert(&mut domain), "project", || format!("Duplicate entry found with name {name}"))?;
+            Ok(domain)
+        })
+        .await?;
+    Ok(one("project", domain_wire(cx, &made)))
 }
 
 /// Decides domain and parent of a new project.
@@ -269,6 +324,9 @@ fn settle(
 }
 
 async fn show(cx: Cx, req: Request<()>) -> Result<Reply> {
+    if let Some(domain) = as_domain(&cx, &req, "identity:get_domain").await? {
+        return Ok(one("project", domain_wire(&cx, &domain)));
+    }
     let project = allowed(&cx, &req).await?;
     let mut shown = wire(&cx, &project);
     let flags =
@@ -329,6 +387,20 @@ fn tree(parent: &str, all: &[Project]) -> Value {
 
 async fn update(cx: Cx, req: Request<Doc<ProjectUpdate>>) -> Result<Reply> {
     let mut fields = req.body.check()?;
+    if let Some(domain) = as_domain(&cx, &req, "identity:update_domain").await? {
+        fields.same_id(domain.id.as_str())?;
+        if fields.flag("is_domain") == Some(false) {
+            return Err(invalid("is_domain", "Update of `is_domain` is not allowed."));
+        }
+        for fixed in ["domain_id", "parent_id"] {
+            if fields.nullable(fixed).flatten().is_some() {
+                return Err(invalid(fixed, "a project that acts as a domain has neither domain nor parent"));
+            }
+        }
+        let change = Change::of(&mut fields)?;
+        let changed = super::domains::apply(&cx, domain.id, change, fields.extra()).await?;
+        return Ok(one("project", domain_wire(&cx, &changed)));
+    }
     let held = allowed(&cx, &req).await?;
     fields.same_id(held.id.as_str())?;
     if fields.nullable("domain_id").is_some_and(|d| d.as_deref() != Some(held.domain_id.as_str())) {
@@ -430,6 +502,9 @@ pub(super) fn remove(tx: &mut Tx<'_>, id: &ProjectId) -> Result<()> {
 }
 
 async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
+    if let Some(domain) = as_domain(&cx, &req, "identity:delete_domain").await? {
+        return super::domains::erase(&cx, domain.id).await;
+    }
     let id = allowed(&cx, &req).await?.id;
     cx.write(move |tx| {
         let project = directory::project(tx, &id)?;

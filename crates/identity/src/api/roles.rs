@@ -228,8 +228,8 @@ fn inference(cx: &Cx, prior: &Role, implied: &Role) -> Reply {
 
 async fn imply(cx: Cx, req: Request<()>) -> Result<Reply> {
     let (prior, implied) = both(&cx, &req).await?;
-    // Nothing may lead to admin by the back door, and nothing to a domain's own role.
-    if implied.name == "admin" || implied.domain().is_some() {
+    // Nothing may lead to admin by the back door, and nothing global to a domain's own role.
+    if implied.name == "admin" || (prior.domain().is_none() && implied.domain().is_some()) {
         return Err(Error::forbidden(format!("{} cannot be an implied roles.", implied.id)));
     }
     let (from, to) = (prior.id.clone(), implied.id.clone());

@@ -19,7 +19,7 @@ fn days(n: u64) -> u64 {
 }
 
 async fn set(world: &World, fields: Value) -> api::testing::Answer {
-    world.admin.patch(&format!("/v3/users/{}", world.demo), json!({"user": fields})).await
+    world.administrator().await.patch(&format!("/v3/users/{}", world.demo), json!({"user": fields})).await
 }
 
 async fn change(world: &World, old: &str, new: &str) -> api::testing::Answer {

@@ -44,7 +44,7 @@ async fn projects_are_trees_of_at_most_five_levels() {
         (json!({"name": "x", "parent_id": "nowhere"}), 400),
         (json!({"name": "x", "domain_id": "nowhere"}), 400),
         (json!({"name": "x".repeat(65)}), 400),
-        (json!({"name": "x", "is_domain": true}), 400),
+        (json!({"name": "x", "is_domain": true, "domain_id": "default"}), 400),
         (json!({"name": "top"}), 409),
         (json!({"name": "x", "tags": ["a,b"]}), 400),
     ];

@@ -135,6 +135,12 @@ impl World {
         self.anyone.with_token(answer.header("x-subject-token"))
     }
 
+    /// The administrator with a fresh token, after time has passed.
+    pub async fn administrator(&self) -> Client {
+        let scope = json!({"project": {"name": "admin", "domain": {"id": "default"}}});
+        self.anyone.with_token(&self.token("admin", scope).await)
+    }
+
     /// Everything in the tables, as text.
     pub async fn dump(&self) -> String {
         const SCHEMAS: &[store::Schema] = &[("identity", identity::MIGRATIONS)];
