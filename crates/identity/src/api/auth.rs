@@ -36,13 +36,16 @@ impl JsonSchema for Credentials {
         let mut user = of_domain.clone();
         user["properties"]["password"] = text.clone();
         user["required"] = json!(["password"]);
+        let mut coded = of_domain.clone();
+        coded["properties"]["passcode"] = text.clone();
+        coded["required"] = json!(["passcode"]);
         let identity = json!({
             "type": "object", "required": ["methods"],
             "properties": {
                 "methods": {"type": "array", "items": {"type": "string"}, "minItems": 1},
                 "password": {"type": "object", "required": ["user"], "properties": {"user": user}},
                 "token": {"type": "object", "required": ["id"], "properties": {"id": text}},
-                "totp": {"type": "object", "required": ["user"], "properties": {"user": of_domain}},
+                "totp": {"type": "object", "required": ["user"], "properties": {"user": coded}},
                 "application_credential": {
                     "type": "object", "required": ["secret"],
                     "properties": {"id": name, "name": name, "secret": text, "user": of_domain},
