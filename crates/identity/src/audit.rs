@@ -212,7 +212,9 @@ pub(crate) fn watched(op: Op<State>) -> Op<State> {
     let info = op.info();
     let reads = info.method == Method::GET || info.method == Method::HEAD;
     let logs_in = ["/v3/auth/tokens", "/v3/ec2tokens", "/v3/s3tokens", "/v3/OS-OAUTH2/token"];
-    if reads || (info.method == Method::POST && logs_in.contains(&info.path.as_ref())) {
+    let path = info.path.as_ref();
+    let comes_in = path.starts_with("/oidc/") || path.ends_with("/protocols/{protocol_id}/auth");
+    if reads || (info.method == Method::POST && (comes_in || logs_in.contains(&path))) {
         return op;
     }
     let kind = kind_of(&info.path);

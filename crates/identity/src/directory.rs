@@ -133,15 +133,22 @@ needs! {
     role Role RoleId, no_role;
 }
 
-/// The groups a user is in.
+/// The groups a user is in, those an identity provider claims included.
 ///
 /// # Errors
 /// The store's.
 pub fn groups_of(tx: &mut Tx<'_>, user: &UserId) -> Result<Vec<GroupId>> {
-    Ok(tx.list::<Membership>(&Query::new().eq("user_id", user))?.into_iter().map(|m| m.group_id).collect())
+    let own = tx.list::<Membership>(&Query::new().eq("user_id", user))?.into_iter().map(|m| m.group_id);
+    let mut groups: Vec<GroupId> = own.collect();
+    for group in crate::federation::claimed(tx, user)?.map(|c| c.groups).unwrap_or_default() {
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
+    Ok(groups)
 }
 
-/// All assignments of a user, those of the user's groups included.
+/// All assignments of a user, those of the user's groups and those an identity provider claims included.
 ///
 /// # Errors
 /// The store's.
@@ -150,6 +157,10 @@ pub fn assignments_of(tx: &mut Tx<'_>, user: &UserId) -> Result<Vec<Assignment>>
     let groups = groups_of(tx, user)?;
     if !groups.is_empty() {
         all.extend(tx.list::<Assignment>(&Query::new().is_in("group_id", &groups))?);
+    }
+    for grant in crate::federation::claimed(tx, user)?.map(|c| c.grants).unwrap_or_default() {
+        let (actor, place) = (Actor::User(user.clone()), Place::Project(grant.project_id));
+        all.extend(grant.roles.iter().map(|role| Assignment::new(&actor, &place, role, false)));
     }
     Ok(all)
 }

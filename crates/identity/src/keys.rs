@@ -17,6 +17,8 @@ use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
 use fernet::Fernet;
 use parking_lot::{Mutex, RwLock};
 
+use crate::password::digest;
+
 /// Longest token looked at; ours have at most about 330 characters.
 const LONGEST: usize = 1024;
 const LOCK: &str = ".rotating";
@@ -65,6 +67,9 @@ impl std::fmt::Debug for Keys {
     }
 }
 
+/// Makes the text of a new key.
+pub(crate) type Make<'a> = &'a dyn Fn() -> Result<String>;
+
 impl Keys {
     /// Opens the repository; an empty one gets a primary and a staged key. `max_active`: how many keys are kept at
     /// most, staged and primary included (Keystone: 3); with a rotation every `r` a token is readable for
@@ -76,7 +81,7 @@ impl Keys {
         let max_active = max_active.max(3);
         let memory = match &repository {
             Repository::Directory(path) => {
-                setup(path, &entropy)?;
+                setup(path, &|| Ok(fresh(&entropy)))?;
                 Vec::new()
             }
             Repository::Memory => vec![(0, fresh(&entropy)), (1, fresh(&entropy))],
@@ -181,7 +186,7 @@ impl Keys {
         let fresh_ring = match &self.repository {
             Repository::Directory(path) => {
                 let _lock = Lock::take(path)?;
-                rotate(path, self.max_active, &self.entropy)?;
+                rotate(path, self.max_active, &|| Ok(fresh(&self.entropy)))?;
                 load(path)?
             }
             Repository::Memory => {
@@ -256,7 +261,7 @@ fn ring(mut keys: Vec<(u64, String)>, fingerprint: Vec<(u64, i64, u64)>) -> Resu
     Ok(Ring { primary, others: fernets.collect(), names, fingerprint })
 }
 
-fn fingerprint(path: &Path) -> std::io::Result<Vec<(u64, i64, u64)>> {
+pub(crate) fn fingerprint(path: &Path) -> std::io::Result<Vec<(u64, i64, u64)>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -271,6 +276,13 @@ fn fingerprint(path: &Path) -> std::io::Result<Vec<(u64, i64, u64)>> {
 }
 
 fn load(path: &Path) -> Result<Ring> {
+    let (keys, print) = texts(path)?;
+    ring(keys, print)
+}
+
+/// The keys of a directory by number, and what tells that it has changed.
+#[expect(clippy::type_complexity, reason = "two lists")]
+pub(crate) fn texts(path: &Path) -> Result<(Vec<(u64, String)>, Vec<(u64, i64, u64)>)> {
     let io = |e: std::io::Error| Error::internal(format!("token keys in {}: {e}", path.display()));
     let print = fingerprint(path).map_err(io)?;
     let mut keys = Vec::with_capacity(print.len());
@@ -285,14 +297,18 @@ fn load(path: &Path) -> Result<Ring> {
         }
         keys.push((*number, fs::read_to_string(&file).map_err(io)?));
     }
-    ring(keys, print)
+    Ok((keys, print))
 }
 
 /// Writes a key under a name that must not exist yet; whether it was written.
-fn place(path: &Path, number: u64, entropy: &Entropy) -> std::io::Result<bool> {
-    let temporary = path.join(format!(".{}", entropy.uuid().simple()));
+fn place(path: &Path, number: u64, text: &str) -> std::io::Result<bool> {
+    // Unique among all that may write here at once.
+    static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let some = digest(text).get(..12).unwrap_or_default().to_owned();
+    let temporary = path.join(format!(".{}-{count}-{some}", std::process::id()));
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    let written = file.write_all(fresh(entropy).as_bytes()).and_then(|()| file.sync_all());
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
     // A hard link fails where the name is taken, and readers never see half a key.
     let linked = written.and_then(|()| fs::hard_link(&temporary, path.join(number.to_string())));
     fs::remove_file(&temporary)?;
@@ -303,27 +319,27 @@ fn place(path: &Path, number: u64, entropy: &Entropy) -> std::io::Result<bool> {
     }
 }
 
-fn setup(path: &Path, entropy: &Entropy) -> Result<()> {
+pub(crate) fn setup(path: &Path, make: Make<'_>) -> Result<()> {
     let io = |e: std::io::Error| Error::internal(format!("token keys in {}: {e}", path.display()));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
     if fingerprint(path).map_err(io)?.is_empty() {
         // Two servers may start at once on an empty directory: the first to place a name wins it.
-        place(path, 1, entropy).map_err(io)?;
-        place(path, 0, entropy).map_err(io)?;
+        place(path, 1, &make()?).map_err(io)?;
+        place(path, 0, &make()?).map_err(io)?;
     }
     Ok(())
 }
 
-fn rotate(path: &Path, max_active: usize, entropy: &Entropy) -> Result<()> {
+pub(crate) fn rotate(path: &Path, max_active: usize, make: Make<'_>) -> Result<()> {
     let io = |e: std::io::Error| Error::internal(format!("token keys in {}: {e}", path.display()));
     let numbers: Vec<u64> = fingerprint(path).map_err(io)?.into_iter().map(|(n, _, _)| n).collect();
     let next = numbers.last().copied().unwrap_or(0) + 1;
     if numbers.first() == Some(&0) {
         fs::rename(path.join("0"), path.join(next.to_string())).map_err(io)?;
     } else {
-        place(path, next, entropy).map_err(io)?;
+        place(path, next, &make()?).map_err(io)?;
     }
-    place(path, 0, entropy).map_err(io)?;
+    place(path, 0, &make()?).map_err(io)?;
     let mut kept: Vec<u64> = fingerprint(path).map_err(io)?.into_iter().map(|(n, _, _)| n).collect();
     while kept.len() > max_active {
         let oldest = kept.remove(1);
@@ -333,10 +349,10 @@ fn rotate(path: &Path, max_active: usize, entropy: &Entropy) -> Result<()> {
 }
 
 /// Held while rotating; a lock left by a crash is taken over after a minute.
-struct Lock(PathBuf);
+pub(crate) struct Lock(PathBuf);
 
 impl Lock {
-    fn take(path: &Path) -> Result<Self> {
+    pub(crate) fn take(path: &Path) -> Result<Self> {
         let file = path.join(LOCK);
         for _ in 0..2 {
             match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file) {

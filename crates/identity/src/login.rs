@@ -14,7 +14,7 @@ use store::{Query, Tx};
 use crate::compliance;
 use crate::directory;
 use crate::logic::body::{Kind, check, invalid, missing, wrong_type};
-use crate::logic::payload::{PayloadScope, method};
+use crate::logic::payload::{Federated, PayloadScope, method};
 use crate::logic::totp;
 use crate::model::{ApplicationCredential, Credential, Domain, LoginRecord, Place, Project, Trust, User};
 use crate::password::{digest, same_digest};
@@ -67,6 +67,7 @@ struct Proof {
     expires_at: Option<Timestamp>,
     parent_audit_id: Option<String>,
     application_credential: Option<(ApplicationCredentialId, ProjectId)>,
+    federated: Option<Federated>,
     from_system: bool,
 }
 
@@ -163,6 +164,7 @@ pub async fn login(
         parent_audit_id: proof.parent_audit_id,
         application_credential_id: proof.application_credential.map(|(id, _)| id),
         trust_id: trust.as_ref().map(|(trust, _)| trust.id.clone()),
+        federated: proof.federated,
         generation: generation + trust.as_ref().map_or(0, |(_, trustor)| *trustor),
     };
     let issued = state.tokens.issue(order).await;
@@ -606,6 +608,7 @@ async fn prove_by_token(state: &State, token: &str, proof: &mut Proof) -> Result
     proof.ends(Some(valid.auth.expires_at));
     proof.parent_audit_id = valid.audit_ids.last().cloned();
     proof.from_system = valid.auth.scope == Scope::System;
+    proof.federated.clone_from(&valid.federated);
     Ok(())
 }
 

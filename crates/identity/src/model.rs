@@ -462,4 +462,5 @@ pub const MIGRATIONS: &[Migration] = &[
             Step::table::<AuditRecord>(),
         ],
     ),
+    Migration::new(3, "federation", crate::federation::model::STEPS),
 ];

@@ -3,6 +3,9 @@
 //! bcrypt reads 72 bytes (its terminating zero included). Keystone cuts longer passwords off, so that two long
 //! passwords with the same beginning are one. Here a password of 72 bytes or more is first made into the 44 characters
 //! of the base64 of its SHA-256, and its hash is marked with `sha256+`; shorter ones have the very hashes Keystone makes.
+//!
+//! Hashes that a Keystone wrote and that were taken over are verified as it does, whichever of its algorithms made them
+//! (`foreign`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +15,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
+
+mod foreign;
 
 const MARK: &str = "sha256+";
 /// Longest password in bytes that bcrypt reads whole.
@@ -71,15 +76,10 @@ impl Passwords {
     /// # Errors
     /// `Unavailable` where too many wait already.
     pub async fn verify(&self, password: &str, hash: Option<&str>) -> Result<bool> {
-        let (input, mark) = prepare(password);
-        let known = hash.unwrap_or(&self.nobody);
-        let (stored, stored_mark) = match known.strip_prefix(MARK) {
-            Some(rest) => (rest.to_owned(), MARK),
-            None => (known.to_owned(), ""),
-        };
-        let same = self.run(move || bcrypt::verify(input.as_bytes(), &stored)).await?;
-        // A hash that does not parse matches nothing.
-        Ok(same.unwrap_or(false) && mark == stored_mark && hash.is_some())
+        let known = hash.unwrap_or(&self.nobody).to_owned();
+        let password = password.to_owned();
+        let same = self.run(move || matches(&password, &known)).await?;
+        Ok(same && hash.is_some())
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
@@ -110,6 +110,21 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Whether `password` is that of a hash of ours or Keystone's. A hash that does not parse matches nothing.
+fn matches(password: &str, known: &str) -> bool {
+    if let Some(stored) = known.strip_prefix(MARK) {
+        let (input, mark) = prepare(password);
+        return bcrypt::verify(input.as_bytes(), stored).unwrap_or(false) && mark == MARK;
+    }
+    if known.starts_with("$2") {
+        // A hash of ours that is not marked is that of a short password, whose terminating zero is among the 72 bytes: no
+        // longer one is taken for it. One of Keystone's may be that of the beginning of a long one.
+        let read = password.as_bytes().get(..WHOLE + 1).unwrap_or(password.as_bytes());
+        return bcrypt::verify(read, known).unwrap_or(false);
+    }
+    foreign::matches(password.as_bytes(), known).unwrap_or(false)
 }
 
 fn prepare(password: &str) -> (String, &'static str) {
@@ -163,6 +178,36 @@ mod tests {
         assert!(!passwords.verify("Secret", Some(python)).await.unwrap());
         assert!(!passwords.verify("secret", None).await.unwrap());
         assert!(!passwords.verify("secret", Some("no hash")).await.unwrap());
+    }
+
+    /// Made by keystone 29.1: `conformance/fixtures/hashes.py`.
+    #[tokio::test]
+    async fn hashes_of_keystone_are_read() {
+        let passwords = Passwords::new(4, 1).unwrap();
+        let all = include_str!("password/keystone-hashes.txt");
+        let mut seen = 0;
+        for line in all.lines().filter(|l| !l.starts_with('#')) {
+            let (password, hash) = line.split_once('\t').unwrap();
+            assert!(passwords.verify(password, Some(hash)).await.unwrap(), "{hash}");
+            for other in [format!("x{password}"), password.to_uppercase(), String::new()] {
+                assert!(!passwords.verify(&other, Some(hash)).await.unwrap(), "{hash} {other}");
+            }
+            for cut in [10, 20, hash.len() - 1] {
+                assert!(!passwords.verify(password, hash.get(..cut)).await.unwrap(), "{hash} {cut}");
+            }
+            seen += 1;
+        }
+        assert_eq!(seen, 10);
+        // Nobody makes us compute for ever, or take all memory.
+        for hash in [
+            "$scrypt$ln=40,r=8,p=1$c2FsdHNhbHRzYWx0c2E$c2FsdHNhbHRzYWx0c2E",
+            "$scrypt$ln=10,r=8,p=1000000$c2FsdHNhbHRzYWx0c2E$c2FsdHNhbHRzYWx0c2E",
+            "$pbkdf2-sha512$4294967295$c2FsdHNhbHRzYWx0c2E$c2FsdHNhbHRzYWx0c2E",
+            "$pbkdf2-sha512$1$c2FsdHNhbHRzYWx0c2E$",
+            "$bcrypt-sha256$v=2,t=2b,r=31$abcdefghijklmnopqrstuu$short",
+        ] {
+            assert!(!passwords.verify("secret", Some(hash)).await.unwrap(), "{hash}");
+        }
     }
 
     #[test]

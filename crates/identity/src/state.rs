@@ -7,6 +7,7 @@ use ::api::{Dialect, Policy, Service, Settings, dialect};
 use base::{Clock, Entropy, Result};
 use contract::auth::Authenticator;
 use fancy_regex::Regex;
+use federation::issuer::{Fetch, Https, Issuers};
 use serde::{Deserialize, Serialize};
 use store::Store;
 
@@ -14,6 +15,7 @@ use crate::api::{POLICY, ops};
 use crate::audit::Trail;
 use crate::compliance::Operator;
 use crate::keys::{Keys, Repository};
+use crate::oidc::keys::Signing;
 use crate::password::Passwords;
 use crate::throttle::Throttle;
 use crate::tokens::{Limits, Tokens};
@@ -52,6 +54,18 @@ pub struct Config {
     pub several_servers: bool,
     /// Most application credentials of a user.
     pub application_credentials_per_user: usize,
+    /// How documents of identity providers are fetched; `None` = over HTTPS.
+    pub fetch: Option<SharedFetch>,
+}
+
+/// How documents of identity providers are fetched.
+#[derive(Clone)]
+pub struct SharedFetch(pub Arc<dyn Fetch>);
+
+impl std::fmt::Debug for SharedFetch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SharedFetch")
+    }
 }
 
 impl Default for Config {
@@ -72,6 +86,7 @@ impl Default for Config {
             admin_project: ("admin".to_owned(), "Default".to_owned()),
             several_servers: false,
             application_credentials_per_user: 1000,
+            fetch: None,
         }
     }
 }
@@ -99,6 +114,8 @@ pub struct State {
     pub(crate) throttle: Throttle,
     pub(crate) trail: Arc<Trail>,
     pub(crate) password_pattern: Option<Regex>,
+    pub(crate) issuers: Issuers,
+    pub(crate) signing: Signing,
     policy: Policy,
 }
 
@@ -131,6 +148,10 @@ impl State {
         let password_pattern = config.operator.security_compliance.pattern()?;
         let throttle = Throttle::default();
         let trail = Arc::new(Trail::new(store.clone(), entropy.clone()));
+        let fetch =
+            config.fetch.clone().map_or_else(|| Arc::new(Https::default()) as Arc<dyn Fetch>, |f| f.0);
+        let signing = Signing::open(config.keys.beside("oidc-keys"))?;
+        let issuers = Issuers::new(fetch);
         Ok(Arc::new(State {
             config,
             store,
@@ -142,6 +163,8 @@ impl State {
             throttle,
             trail,
             password_pattern,
+            issuers,
+            signing,
             policy,
         }))
     }
@@ -157,6 +180,14 @@ impl State {
     /// `Conflict` where another server rotates now; `Internal` where files cannot be written.
     pub fn rotate_keys(&self) -> Result<()> {
         self.tokens.keys().rotate()
+    }
+
+    /// Makes the staged signing key of the OIDC provider the primary now.
+    ///
+    /// # Errors
+    /// As [`State::rotate_keys`].
+    pub fn rotate_signing_keys(&self) -> Result<()> {
+        self.signing.rotate()
     }
 
     /// Numbers of the token keys, the primary first.
@@ -198,6 +229,10 @@ impl State {
         let kept = self.config.token_lifetime + self.config.allow_expired_window + 1800;
         self.trail.flush().await?;
         let kept_events = self.config.operator.audit_days.saturating_mul(86_400);
+        if self.signing.rotate_if_due(now, interval)? {
+            tracing::info!("signing keys rotated");
+        }
+        self.write(crate::oidc::grants::forget).await?;
         let over = self
             .write(move |tx| {
                 let ended = store::Query::new().lt("at", now.plus_secs(-kept_events));

@@ -26,10 +26,11 @@ use store::{Store, Tx};
 
 use crate::cache::Cache;
 use crate::directory;
+use crate::federation;
 use crate::keys::Keys;
 use crate::logic::access;
 use crate::logic::catalog::fill;
-use crate::logic::payload::{self, Payload, PayloadScope};
+use crate::logic::payload::{self, Federated, Payload, PayloadScope};
 use crate::model::{
     ApplicationCredential, Domain, Endpoint, Place, Project, Revocation, RuleOfAccess, Service, Trust, User,
 };
@@ -52,6 +53,8 @@ pub struct Validated {
     pub application_credential: Option<Delegation>,
     /// The trust it was got by.
     pub trust: Option<ByTrust>,
+    /// The identity provider it came through, and the groups claimed now.
+    pub federated: Option<Federated>,
     catalog: Arc<Catalog>,
     /// The endpoints its project sees, if not all.
     visible: Option<BTreeSet<EndpointId>>,
@@ -110,9 +113,28 @@ pub struct Order {
     pub application_credential_id: Option<ApplicationCredentialId>,
     /// The trust that is used.
     pub trust_id: Option<String>,
+    /// The identity provider the user came through.
+    pub federated: Option<Federated>,
     /// The generation under which the user was authenticated: a password changed since then makes no token. With a trust,
     /// the trustor's is added.
     pub generation: u64,
+}
+
+impl Order {
+    /// An unscoped token for a user who was authenticated under this generation.
+    pub fn of(user_id: UserId, generation: u64) -> Self {
+        Order {
+            user_id,
+            methods: Vec::new(),
+            scope: PayloadScope::Unscoped,
+            expires_at: None,
+            parent_audit_id: None,
+            application_credential_id: None,
+            trust_id: None,
+            federated: None,
+            generation,
+        }
+    }
 }
 
 /// Lifetimes and sizes.
@@ -160,6 +182,7 @@ struct Facts {
     visible: Option<BTreeSet<EndpointId>>,
     users: Vec<UserId>,
     good_until: Option<Timestamp>,
+    federated: Option<Federated>,
     epochs: (u64, u64),
     catalog: Option<Catalog>,
 }
@@ -203,12 +226,14 @@ impl Tokens {
     pub async fn validate(&self, token: &str) -> Result<Option<Arc<Validated>>> {
         let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let writes = self.writes.load(Ordering::SeqCst);
+        let now = self.clock.now();
         if let Some(known) = self.cache.get(&key) {
-            let now = self.clock.now();
-            if known.auth.expires_at <= now || known.good_until.is_some_and(|end| end <= now) {
+            if known.auth.expires_at <= now {
                 self.cache.remove(&key);
                 return Ok(None);
             }
+        }
+        if let Some(known) = self.cache.get(&key).filter(|k| k.good_until.is_none_or(|end| end > now)) {
             // Where no other process can write, none of our own writes means nothing has changed.
             if !self.limits.shared && known.seen.load(Ordering::SeqCst) == writes {
                 return Ok(Some(known));
@@ -275,6 +300,7 @@ impl Tokens {
             audit_ids,
             application_credential_id: order.application_credential_id.map(|a| a.as_str().to_owned()),
             trust_id: order.trust_id,
+            federated: order.federated,
             issued_micros: Some(micros),
             generation: Some(order.generation),
         });
@@ -364,6 +390,7 @@ impl Tokens {
             audit_ids: payload.audit_ids.clone(),
             application_credential: facts.application_credential,
             trust: facts.trust,
+            federated: facts.federated,
             catalog,
             visible: facts.visible,
             password_expires_at,
@@ -458,6 +485,18 @@ fn facts(
             Some((scope, Place::Project(id)))
         }
     };
+    let mut federated = payload.federated.clone();
+    if let Some(by) = &mut federated {
+        if !federation::stands(tx, &user.id, by)? {
+            return Ok(None);
+        }
+        // Told are the groups claimed now; a token of a Python Keystone has them nowhere but in itself.
+        if payload.generation.is_some() {
+            let claims = federation::claimed(tx, &user.id)?;
+            by.group_ids = claims.into_iter().flat_map(|c| c.groups).map(|g| g.as_str().to_owned()).collect();
+        }
+    }
+    let claims_end = federation::claims_end(tx, &users)?;
     let mut roles = Vec::new();
     let mut scope = Scope::Unscoped;
     let mut visible = None;
@@ -502,6 +541,7 @@ fn facts(
     }
     let catalog = if known_catalog == Some(epochs.0) { None } else { Some(directory::catalog(tx)?) };
     let trust = trusted.map(|(by, ..)| by);
+    let good_until = [good_until, claims_end].into_iter().flatten().min();
     Ok(Some(Facts {
         user,
         user_domain,
@@ -509,6 +549,7 @@ fn facts(
         roles,
         application_credential,
         trust,
+        federated,
         visible,
         users,
         good_until,
@@ -601,14 +642,18 @@ impl Validated {
         let mut token = Map::new();
         let mut put = |key: &str, value: Value| token.insert(key.to_owned(), value);
         put("methods", json!(auth.methods));
-        put(
-            "user",
-            json!({
-                "domain": {"id": auth.user_domain_id, "name": auth.user_domain_name},
-                "id": auth.user_id, "name": auth.user_name,
-                "password_expires_at": self.password_expires_at.map(Timestamp::iso_micros),
-            }),
-        );
+        let mut user = json!({
+            "domain": {"id": auth.user_domain_id, "name": auth.user_domain_name},
+            "id": auth.user_id, "name": auth.user_name,
+            "password_expires_at": self.password_expires_at.map(Timestamp::iso_micros),
+        });
+        if let (Some(by), Some(map)) = (&self.federated, user.as_object_mut()) {
+            let groups: Vec<Value> = by.group_ids.iter().map(|id| json!({"id": id})).collect();
+            let (provider, protocol) = (json!({"id": by.idp_id}), json!({"id": by.protocol_id}));
+            let told = json!({"identity_provider": provider, "protocol": protocol, "groups": groups});
+            map.insert("OS-FEDERATION".into(), told);
+        }
+        put("user", user);
         put("audit_ids", json!(self.audit_ids));
         put("expires_at", json!(auth.expires_at.iso_micros()));
         put("issued_at", json!(auth.issued_at.iso_micros()));

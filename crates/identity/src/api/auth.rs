@@ -157,14 +157,14 @@ async fn catalog(cx: Cx, req: Request<()>) -> Result<Reply> {
     })))
 }
 
-async fn own_projects(cx: Cx, req: Request<()>) -> Result<Reply> {
+pub(super) async fn own_projects(cx: Cx, req: Request<()>) -> Result<Reply> {
     let user = cx.user_id().clone();
     let found = cx.read(move |tx| directory::projects_of(tx, &user)).await?;
     let items = found.iter().filter(|p| p.enabled).map(|p| projects::wire(&cx, p)).collect();
     listed(&cx, &req, "projects", items, &["domain_id", "name", "enabled"])
 }
 
-async fn own_domains(cx: Cx, req: Request<()>) -> Result<Reply> {
+pub(super) async fn own_domains(cx: Cx, req: Request<()>) -> Result<Reply> {
     let user = cx.user_id().clone();
     let found = cx.read(move |tx| directory::domains_of(tx, &user)).await?;
     let items = found.iter().filter(|d| d.enabled).map(|d| domains::wire(&cx, d)).collect();

@@ -202,6 +202,7 @@ async fn authenticate(
         parent_audit_id: None,
         application_credential_id: by.map(ApplicationCredentialId::new),
         trust_id: trust,
+        federated: None,
         generation,
     };
     let made = cx.tokens.issue(order).await;

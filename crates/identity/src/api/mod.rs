@@ -10,11 +10,14 @@ mod domain_config;
 mod domains;
 mod ec2;
 mod endpoint_filter;
+mod federation;
 mod grants;
 mod groups;
 mod limits;
 mod oauth1;
 mod oauth2;
+mod oidc;
+mod oidc_clients;
 mod policies;
 mod projects;
 mod revoke;
@@ -64,6 +67,9 @@ pub fn ops() -> Vec<Op<State>> {
     ops.extend(oauth1::ops());
     ops.extend(oauth2::ops());
     ops.extend(audit_events::ops());
+    ops.extend(federation::ops());
+    ops.extend(oidc_clients::ops());
+    ops.extend(oidc::ops());
     ops.into_iter().map(crate::audit::watched).collect()
 }
 

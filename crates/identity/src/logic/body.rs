@@ -32,6 +32,8 @@ pub enum Kind {
     Int(i64, i64),
     /// Text, or an object.
     TextOrObject,
+    /// Up to 100 different texts of so many characters at most.
+    Texts(usize),
     /// Any object.
     Object,
     /// An array of objects.
@@ -258,7 +260,7 @@ impl Fields {
         self.0.remove(name)
     }
 
-    /// Tags.
+    /// Tags or texts.
     pub fn tags(&mut self, name: &str) -> Option<Vec<String>> {
         match self.0.remove(name)? {
             Value::Array(items) => Some(items.iter().filter_map(|t| t.as_str().map(str::to_owned)).collect()),
@@ -391,6 +393,7 @@ pub fn check(path: &str, kind: Kind, nullable: bool, value: &Value) -> Result<()
         }
         Kind::TextOrObject if value.is_string() || value.is_object() => Ok(()),
         Kind::TextOrObject => Err(wrong_type(path, value, "'string', 'object'")),
+        Kind::Texts(longest) => check_texts(path, value, longest),
         Kind::Object if value.is_object() => Ok(()),
         Kind::Object => Err(wrong_type(path, value, &format!("'object'{or_null}"))),
         Kind::Objects => {
@@ -438,6 +441,22 @@ fn check_url(path: &str, url: &str) -> Result<()> {
     }
     // Every place must be one that can be filled.
     crate::logic::catalog::fill(url, Some("p"), "u").map(|_| ()).ok_or_else(bad)
+}
+
+fn check_texts(path: &str, value: &Value, longest: usize) -> Result<()> {
+    let items = value.as_array().ok_or_else(|| wrong_type(path, value, "'array'"))?;
+    if items.len() > 100 {
+        return Err(invalid(path, "the list is too long"));
+    }
+    for (i, item) in items.iter().enumerate() {
+        let place = format!("{path}/{i}");
+        let text = item.as_str().ok_or_else(|| wrong_type(&place, item, "'string'"))?;
+        check_text(&place, text, 1, longest)?;
+        if items.iter().take(i).any(|other| other == item) {
+            return Err(invalid(path, "the list has non-unique elements"));
+        }
+    }
+    Ok(())
 }
 
 /// Checks a list of tags.
@@ -489,6 +508,11 @@ fn schema_of(kind: Kind, nullable: bool) -> Value {
         Kind::TextOrObject => json!({"type": ["string", "object"]}),
         Kind::Tags => {
             json!({"type": typed("array"), "items": {"type": "string", "maxLength": 255}, "maxItems": 80})
+        }
+        Kind::Int(min, max) => json!({"type": typed("integer"), "minimum": min, "maximum": max}),
+        Kind::Texts(longest) => {
+            let text = json!({"type": "string", "minLength": 1, "maxLength": longest});
+            json!({"type": typed("array"), "items": text, "maxItems": 100})
         }
         Kind::Object => json!({"type": typed("object")}),
         Kind::Objects => json!({"type": typed("array"), "items": {"type": "object"}}),

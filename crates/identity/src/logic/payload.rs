@@ -33,6 +33,17 @@ pub enum PayloadScope {
     System,
 }
 
+/// That a token came through an identity provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Federated {
+    /// The identity provider.
+    pub idp_id: String,
+    /// The name of the protocol.
+    pub protocol_id: String,
+    /// The groups that were claimed. Here they are told to others: what a token of ours gives is in the tables.
+    pub group_ids: Vec<String>,
+}
+
 /// The content of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {
@@ -50,6 +61,8 @@ pub struct Payload {
     pub application_credential_id: Option<String>,
     /// The trust it was got by; its user is the trustee, also where the trustee impersonates.
     pub trust_id: Option<String>,
+    /// The identity provider it came through.
+    pub federated: Option<Federated>,
     /// Microseconds (0..1,000,000) of the moment of issue; `None` in tokens of a Python Keystone.
     pub issued_micros: Option<u32>,
     /// The user's token generation; `None` in tokens of a Python Keystone.
@@ -69,9 +82,15 @@ pub fn ordered(methods: &[&'static str]) -> Vec<&'static str> {
 /// Packs a payload; `None` only where an audit id is not the text of 16 bytes, or a trust's id that of a UUID.
 pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     let mut items = Vec::with_capacity(9);
+    let federated = payload.federated.as_ref();
+    let federated =
+        federated.filter(|_| payload.application_credential_id.is_none() && payload.trust_id.is_none());
     let version = match (&payload.scope, &payload.application_credential_id) {
         (PayloadScope::Project(_), None) if payload.trust_id.is_some() => 3,
         (PayloadScope::Project(_), Some(_)) => 9,
+        (PayloadScope::Unscoped, _) if federated.is_some() => 4,
+        (PayloadScope::Project(_), None) if federated.is_some() => 5,
+        (PayloadScope::Domain(_), _) if federated.is_some() => 6,
         (PayloadScope::Unscoped, _) => 0,
         (PayloadScope::Domain(_), _) => 1,
         (PayloadScope::Project(_), None) => 2,
@@ -84,12 +103,18 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     items.push(Part::Int(bits));
     match &payload.scope {
         PayloadScope::Unscoped => {}
+        PayloadScope::Domain(id) if version == 6 => items.push(id_part(id)),
         PayloadScope::Domain(id) => items.push(match hex_uuid(id) {
             Some(bytes) => Part::Bytes(bytes),
             None => Part::Text(id.clone()),
         }),
         PayloadScope::Project(id) => items.push(id_part(id)),
         PayloadScope::System => items.push(Part::Text("all".into())),
+    }
+    if let (4..=6, Some(by)) = (version, federated) {
+        items.push(Part::Many(by.group_ids.iter().map(|g| id_part(g)).collect()));
+        items.push(id_part(&by.idp_id));
+        items.push(Part::Text(by.protocol_id.clone()));
     }
     #[expect(clippy::cast_precision_loss, reason = "microseconds of our age need 51 bits")]
     items.push(Part::Float(payload.expires_at.0 as f64 / 1e6));
@@ -109,7 +134,7 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     rmp_serde::to_vec(&Part::Many(items)).ok()
 }
 
-/// Reads a payload; `None` for what Keystone would not recognise or Allod does not speak (federation, OAuth).
+/// Reads a payload; `None` for what Keystone would not recognise or Allod does not speak (OAuth).
 pub fn unpack(bytes: &[u8]) -> Option<Payload> {
     let mut reader = bytes;
     let whole = Part::deserialize(&mut rmp_serde::Deserializer::new(&mut reader)).ok()?;
@@ -123,9 +148,10 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
     let bits = items.next()?.int()?;
     let methods = METHODS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, m)| *m).collect();
     let scope = match version {
-        0 => PayloadScope::Unscoped,
+        0 | 4 => PayloadScope::Unscoped,
         1 => PayloadScope::Domain(items.next()?.domain()?),
-        2 | 3 | 9 => PayloadScope::Project(items.next()?.id()?),
+        6 => PayloadScope::Domain(items.next()?.id()?),
+        2 | 3 | 5 | 9 => PayloadScope::Project(items.next()?.id()?),
         8 => {
             if items.next()?.text()? != "all" {
                 return None;
@@ -133,6 +159,14 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
             PayloadScope::System
         }
         _ => return None,
+    };
+    let federated = if (4..=6).contains(&version) {
+        let Part::Many(groups) = items.next()? else { return None };
+        let group_ids: Option<Vec<String>> = groups.into_iter().map(Part::id).collect();
+        let (group_ids, idp_id) = (group_ids?, items.next()?.id()?);
+        Some(Federated { idp_id, protocol_id: items.next()?.text()?, group_ids })
+    } else {
+        None
     };
     let expires_at = items.next()?.moment()?;
     let Part::Many(audit_ids) = items.next()? else { return None };
@@ -156,6 +190,7 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
         audit_ids,
         application_credential_id,
         trust_id,
+        federated,
         issued_micros,
         generation,
     })
@@ -320,6 +355,7 @@ mod tests {
             audit_ids: vec![audit_id(7)],
             application_credential_id: None,
             trust_id: None,
+            federated: None,
             issued_micros: None,
             generation: None,
         };
@@ -332,6 +368,32 @@ mod tests {
         assert_eq!(unpack(&expected).unwrap(), payload);
     }
 
+    /// Keystone 29.1: `TokenFormatter` packing a federated project-scoped token (see conformance/federation.py).
+    #[test]
+    fn federated_bytes_are_those_of_python() {
+        let payload = Payload {
+            user_id: "11".repeat(16),
+            methods: vec!["token", "mapped"],
+            scope: PayloadScope::Project("22".repeat(16)),
+            expires_at: Timestamp::from_secs(1_795_253_084),
+            audit_ids: vec![audit_id(7)],
+            application_credential_id: None,
+            trust_id: None,
+            federated: Some(Federated {
+                idp_id: "keycloak".into(),
+                protocol_id: "openid".into(),
+                group_ids: vec!["33".repeat(16)],
+            }),
+            issued_micros: None,
+            generation: None,
+        };
+        let expected = hex::decode(FEDERATED).unwrap();
+        assert_eq!(pack(&payload).unwrap(), expected);
+        assert_eq!(unpack(&expected).unwrap(), payload);
+    }
+
+    const FEDERATED: &str = "990592c3c410111111111111111111111111111111111492c3c410222222222222222222222222222222229192c3c4103333333333333333333333333333333392c2a86b6579636c6f616ba66f70656e6964cb41dac058d700000091c41007070707070707070707070707070707";
+
     fn ids() -> impl Strategy<Value = String> {
         prop_oneof![
             any::<u128>().prop_map(|n| Uuid::from_u128(n).simple().to_string()),
@@ -343,6 +405,7 @@ mod tests {
         #[test]
         fn what_is_packed_comes_back(
             user_id in ids(), scope in 0..4u8, id in ids(), app in proptest::option::of(ids()), trust in any::<Option<u128>>(),
+            by in proptest::option::of((ids(), proptest::collection::vec(ids(), 0..3))),
             at in 0..4_000_000_000_000_000i64, micros in 0..1_000_000u32, generation in 0..u64::MAX / 2, two in any::<bool>(),
         ) {
             let scope = match scope {
@@ -355,10 +418,13 @@ mod tests {
             let trust_id = trust.map(|n| Uuid::from_u128(n).simple().to_string());
             let trust_id =
                 trust_id.filter(|_| matches!(scope, PayloadScope::Project(_)) && application_credential_id.is_none());
+            let federated = by
+                .filter(|_| scope != PayloadScope::System && application_credential_id.is_none() && trust_id.is_none())
+                .map(|(idp_id, group_ids)| Federated { idp_id, protocol_id: "openid".into(), group_ids });
             let audit_ids = if two { vec![audit_id(1), audit_id(2)] } else { vec![audit_id(1)] };
             let payload = Payload {
                 user_id, methods: vec!["password", "token"], scope, expires_at: Timestamp(at), audit_ids,
-                application_credential_id, trust_id, issued_micros: Some(micros), generation: Some(generation),
+                application_credential_id, trust_id, federated, issued_micros: Some(micros), generation: Some(generation),
             };
             prop_assert_eq!(unpack(&pack(&payload).unwrap()), Some(payload));
         }
@@ -373,7 +439,7 @@ mod tests {
             let payload = Payload {
                 user_id: "11".repeat(16), methods: vec!["password"], scope: PayloadScope::Domain("default".into()),
                 expires_at: Timestamp(1), audit_ids: vec![audit_id(1)], application_credential_id: None, trust_id: None,
-                issued_micros: Some(3), generation: Some(4),
+                federated: None, issued_micros: Some(3), generation: Some(4),
             };
             let mut bytes = pack(&payload).unwrap();
             if let Some(byte) = bytes.get_mut(flip) { *byte ^= with; }
