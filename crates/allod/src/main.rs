@@ -13,6 +13,7 @@ mod backup;
 mod bootstrap;
 mod config;
 mod files;
+mod identity_import;
 mod image;
 mod join;
 mod listener;
@@ -96,6 +97,9 @@ enum Command {
         /// Configuration file (TOML); without it, the configuration kept in the state directory.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Only these services: `identity`, for services of another OpenStack.
+        #[arg(long, value_name = "NAMES", value_parser = ["identity"])]
+        services: Option<String>,
     },
     /// Run simulated hosts that reach the server as real ones do.
     #[command(hide = true)]
@@ -185,6 +189,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Work on the identity service.
+    Identity {
+        #[command(subcommand)]
+        command: IdentityCommand,
+    },
     /// Build guest images.
     Image {
         #[command(subcommand)]
@@ -234,6 +243,17 @@ enum HostCommand {
         /// How long it is good (90s, 15m, 2h, 1d).
         #[arg(long, default_value = "1h")]
         ttl: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum IdentityCommand {
+    /// Take over users, projects, roles and assignments of an existing Keystone; ids and password hashes are kept.
+    Import {
+        #[command(flatten)]
+        state: StateArg,
+        #[command(flatten)]
+        import: Box<identity_import::Import>,
     },
 }
 
@@ -300,7 +320,7 @@ async fn stopped(stop: &mut tokio::sync::watch::Receiver<bool>) {
 /// Logs, metrics and traces of a role; the configuration of a cloud says where traces go.
 fn telemetry_of(command: &Command) -> Result<(telemetry::Metrics, Option<telemetry::Exporting>)> {
     let (role, state) = match command {
-        Command::Server { state, config } => {
+        Command::Server { state, config, .. } => {
             let state = opened(state, config.as_deref())?;
             return telemetry::start("server", &state.config()?.telemetry);
         }
@@ -363,6 +383,9 @@ async fn run(command: Command) -> Result<()> {
             let config = state.config()?;
             up::up(&state, up::Options { config, detach: true }).await
         }
+        Command::Server { state, services: Some(_), .. } => {
+            server::identity_alone(&State::open(&state.state)?).await
+        }
         Command::Server { state, .. } => server::run(&State::open(&state.state)?, metrics).await,
         Command::Agent { state, join } => agent(&state.state, join, metrics).await,
         Command::Status { state, json: true, .. } => status::json(&State::open(&state.state)?).await,
@@ -383,6 +406,9 @@ async fn run(command: Command) -> Result<()> {
             moving::copy(&State::open(&state.state)?, from, &to).await
         }
         Command::Upgrade { state, json, .. } => upgrade::check(&State::open(&state.state)?, json).await,
+        Command::Identity { command: IdentityCommand::Import { state, import } } => {
+            identity_import::run(&state.state, *import).await
+        }
         Command::Image { command } => image::run(command).await,
         Command::Simulate(_) => Ok(()),
         Command::ApiDocs { output } => apidocs::write(&output),

@@ -43,13 +43,7 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     if let Some(fleet) = fleet.as_ref().filter(|_| !config.hosts_apart()) {
         simulate(state, &config, &cloud, fleet, &stopped)?;
     }
-    let mut addresses = vec![config.listen.ip(), [127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    addresses.extend(config.names.iter().filter_map(|n| n.parse::<std::net::IpAddr>().ok()));
-    addresses.sort_unstable();
-    addresses.dedup();
-    let names: Vec<String> =
-        config.names.iter().filter(|n| n.parse::<std::net::IpAddr>().is_err()).cloned().collect();
-    let tls = pki.server_config(&addresses, &names)?;
+    let tls = tls(&config, &pki)?;
     let router = cloud.router.clone().merge(crate::status::routes(
         cloud.handle.clone(),
         cloud.store.clone(),
@@ -82,6 +76,51 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
         membership.leave().await;
     }
     Ok(())
+}
+
+/// What the listener shows clients, good for all its names and addresses.
+fn tls(config: &Config, pki: &Pki) -> Result<rustls::ServerConfig> {
+    let mut addresses = vec![config.listen.ip(), [127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
+    addresses.extend(config.names.iter().filter_map(|n| n.parse::<std::net::IpAddr>().ok()));
+    addresses.sort_unstable();
+    addresses.dedup();
+    let names: Vec<String> =
+        config.names.iter().filter(|n| n.parse::<std::net::IpAddr>().is_err()).cloned().collect();
+    pki.server_config(&addresses, &names)
+}
+
+/// The identity service alone, for services that run elsewhere.
+pub async fn identity_alone(state: &State) -> Result<()> {
+    let _only = only(state)?;
+    let mut config = state.config()?;
+    let listener = tokio::net::TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    config.listen = listener.local_addr()?;
+    state.keep(&config)?;
+    crate::shared::join(state, &config)?;
+    let pki = Pki::open(&state.path("pki"), SystemClock.now())?;
+    let secrets = bootstrap::secrets(state, &config)?;
+    bootstrap::client_files(state, &config, &secrets, &pki)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (url, entropy) = (config.database_url(state), Entropy::system());
+    let store = Store::open(&url, clock.clone(), entropy.clone(), cloud::SCHEMAS).await?;
+    let (site, beginning) = (site(state, &config)?, beginning(&config, &secrets));
+    let started = cloud::identity_alone(&site, &beginning, store, clock, entropy);
+    let (identity, router) = started.await?;
+    let (stop, stopped) = watch::channel(false);
+    let serving = tokio::spawn(crate::listener::serve(listener, tls(&config, &pki)?, router, stopped));
+    tokio::spawn(identity.housekeeping());
+    crate::files::write_secret(&state.path("run/listening"), config.url().as_bytes())?;
+    tracing::info!(url = config.url(), "serving identity alone");
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    stop.send_replace(true);
+    let _ = std::fs::remove_file(state.path("run/listening"));
+    serving.await?
 }
 
 /// The lock of the one server that a state directory has.

@@ -158,19 +158,7 @@ impl Site {
 #[expect(clippy::too_many_lines, reason = "one paragraph per service, read from top to bottom")]
 pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
     let Parts { store, backend, hosts, replica, clock, entropy } = parts;
-    let identity = identity::State::new(
-        identity::Config {
-            settings: site.settings("/identity"),
-            policy_yaml: site.policy("identity"),
-            keys: site.keys.clone(),
-            bcrypt_cost: site.bcrypt_cost,
-            operator: site.identity.clone(),
-            ..identity::Config::default()
-        },
-        store.clone(),
-        clock.clone(),
-        entropy.clone(),
-    )?;
+    let identity = identity_of(site, &store, &clock, &entropy)?;
     let auth = identity.authenticator();
     let image = image::State::new(
         image::Config {
@@ -293,6 +281,52 @@ pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
         .merge(service("/compute", &compute, compute::ops(), compute::router(compute.clone())))
         .merge(agents);
     Ok(Cloud { router, handle, store, identity, network, volume, compute })
+}
+
+fn identity_of(
+    site: &Site,
+    store: &Store,
+    clock: &Arc<dyn Clock>,
+    entropy: &Entropy,
+) -> Result<Arc<identity::State>> {
+    let config = identity::Config {
+        settings: site.settings("/identity"),
+        policy_yaml: site.policy("identity"),
+        keys: site.keys.clone(),
+        bcrypt_cost: site.bcrypt_cost,
+        operator: site.identity.clone(),
+        ..identity::Config::default()
+    };
+    Ok(identity::State::new(config, store.clone(), clock.clone(), entropy.clone())?)
+}
+
+/// The identity service by itself, for services that are elsewhere: its state and its routes. Its catalog begins with
+/// itself.
+///
+/// # Errors
+/// Where a policy file is wrong, keys cannot be read, or the database does not answer.
+pub async fn identity_alone(
+    site: &Site,
+    beginning: &Beginning,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    entropy: Entropy,
+) -> Result<(Arc<identity::State>, Router)> {
+    let identity = identity_of(site, &store, &clock, &entropy)?;
+    let endpoint = identity::BootstrapEndpoint {
+        service_type: "identity".into(),
+        name: "keystone".into(),
+        url: format!("{}/identity", beginning.url),
+    };
+    let what = identity::Bootstrap {
+        admin_password: beginning.passwords.admin.clone(),
+        region: beginning.region.clone(),
+        endpoints: vec![endpoint],
+    };
+    identity::bootstrap(&identity, what).await?;
+    let routes = api::router(identity.clone(), identity::ops());
+    let router = service("/identity", &identity, identity::ops(), routes);
+    Ok((identity, router))
 }
 
 /// A service under its prefix, and its OpenAPI document at `/openapi/<service>.json`, made when it is asked for.
