@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test fleet replicas bench storm clean build docs
+.PHONY: up down test fleet partitions replicas bench storm clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -33,6 +33,10 @@ replicas: ## the long run of replicas: KILLS kills, one every five seconds, then
 	cargo build --release --locked -p allod
 	ALLOD_TEST_BINARY=$(abspath $(RELEASE)) ALLOD_TEST_KILLS=$(KILLS) cargo test --locked -p allod --test it -- \
 	  --exact replicas::three_replicas_lose_nothing_whatever_falls --nocapture
+
+N ?= 100000
+partitions: ## N random schedules of partitions in virtual time: no server runs twice (docs/simulate.md)
+	ALLOD_PARTITIONS=$(N) cargo test --release --locked -p compute --test it partitions -- --nocapture --test-threads 1
 
 bench: ## figures against the recorded peer (docs/benchmarks.md)
 	scripts/setup build run test

@@ -146,6 +146,7 @@ impl Checker {
         };
         let Some(Before { at, servers, heard }) = self.before.replace(now) else { return Vec::new() };
         let mut found = Vec::new();
+        let there: BTreeSet<ServerId> = view.servers.iter().map(|s| s.id).collect();
         for machine in &view.machines {
             // Certainly not taken for dead at any time between the two looks.
             let last = heard.get(&machine.id).copied().unwrap_or_default();
@@ -154,7 +155,7 @@ impl Checker {
             }
             for guest in &machine.running {
                 let had = servers.get(guest) == Some(&machine.id);
-                if had && !view.servers.iter().any(|s| s.id == *guest) {
+                if had && !there.contains(guest) {
                     let text = format!("its row is gone and it runs on {}", machine.name);
                     let subject = format!("server {guest}");
                     found.push(Violation { rule: "let-go-early", subject, text });

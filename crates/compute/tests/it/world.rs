@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use api::testing::{Answer, Client, FakeAuthenticator};
@@ -41,7 +41,7 @@ pub struct Nets {
     pub networks: Mutex<BTreeMap<NetworkId, NetworkInfo>>,
     pub ports: Mutex<BTreeMap<PortId, PortInfo>>,
     pub faults: Faults,
-    pub full: std::sync::atomic::AtomicBool,
+    pub full: AtomicBool,
 }
 
 impl Nets {
@@ -403,10 +403,55 @@ pub struct World {
     pub image: ImageId,
     pub nudge: compute::Nudge,
     pub entropy: Entropy,
-    handle: Mutex<Option<reconcile::Handle>>,
+    config: compute::Config,
+    deps: compute::Deps,
+    limits: reconcile::Limits,
+    /// The server process that answers now.
+    server: Mutex<Server>,
     machines: Vec<(Machine, Mutex<watch::Sender<bool>>)>,
     clock: Arc<dyn Clock>,
     _dir: tempfile::TempDir,
+}
+
+/// A server process.
+struct Server {
+    state: Arc<compute::State>,
+    router: axum::Router,
+    handle: Option<reconcile::Handle>,
+    life: Arc<Life>,
+}
+
+/// Whether a server process lives.
+#[derive(Default)]
+pub struct Life(AtomicBool);
+
+impl Life {
+    fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::SeqCst) { Err(Error::unavailable("the server is dead")) } else { Ok(()) }
+    }
+}
+
+impl store::Gate for Life {
+    fn read(&self) -> Result<()> {
+        self.check()
+    }
+    fn write(&self) -> store::Fate {
+        self.check().map_or_else(store::Fate::Lost, |()| store::Fate::Carry)
+    }
+}
+
+/// A ledger without a disk.
+#[derive(Default)]
+struct Memory(Mutex<Option<Vec<u8>>>);
+
+impl agent::ledger::Keeper for Memory {
+    fn load(&self) -> Result<Option<Vec<u8>>> {
+        Ok(self.0.lock().clone())
+    }
+    fn save(&self, bytes: &[u8]) -> Result<()> {
+        *self.0.lock() = Some(bytes.to_vec());
+        Ok(())
+    }
 }
 
 /// What an agent is started from, again and again.
@@ -417,42 +462,89 @@ struct Machine {
     gate: Arc<Gate>,
     clock: Arc<dyn Clock>,
     lease_clock: Option<Arc<dyn Clock>>,
+    /// Its ledger, where it is not on a disk.
+    ledger: Option<Arc<Memory>>,
+    boot: AtomicU32,
 }
 
 impl Machine {
     fn start(&self) -> (Arc<agent::Agent>, watch::Sender<bool>) {
-        let config = agent::Config { host: self.id, state_dir: self.state_dir.clone(), boot_id: "b".into() };
+        let boot_id = self.boot.load(Ordering::SeqCst).to_string();
+        let config = agent::Config { host: self.id, state_dir: self.state_dir.clone(), boot_id };
         let (drivers, gate, clock) = (self.drivers.clone(), self.gate.clone(), self.clock.clone());
-        let agent = match &self.lease_clock {
-            Some(lease_clock) => agent::Agent::leased(config, drivers, gate, clock, lease_clock.clone()),
-            None => agent::Agent::new(config, drivers, gate, clock),
+        let ledger = match &self.ledger {
+            Some(memory) => agent::ledger::Ledger::kept_by(memory.clone()),
+            None => agent::ledger::Ledger::open(&self.state_dir),
         };
-        let agent = agent.unwrap();
+        let leases = self.lease_clock.clone();
+        let agent = agent::Agent::with_ledger(config, drivers, gate, clock, ledger.unwrap(), leases);
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(agent.clone().run(stopped));
         (agent, stop)
     }
 }
 
-/// The way from an agent to the control plane; it can be cut.
+/// How messages between an agent and the control plane fare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Open,
+    /// Nothing passes.
+    Cut,
+    /// What is asked arrives, and the answer is lost.
+    Deaf,
+    /// Each message takes up to so many milliseconds.
+    Slow(u64),
+}
+
+/// The way from an agent to the control plane.
 pub struct Gate {
-    inner: Arc<compute::State>,
-    cut: std::sync::atomic::AtomicBool,
+    to: Mutex<(Arc<compute::State>, Arc<Life>)>,
+    way: watch::Sender<Way>,
+    dice: Entropy,
 }
 
 impl Gate {
-    pub fn cut(&self, cut: bool) {
-        self.cut.store(cut, Ordering::SeqCst);
+    fn new(state: Arc<compute::State>, life: Arc<Life>, dice: Entropy) -> Self {
+        Gate { to: Mutex::new((state, life)), way: watch::Sender::new(Way::Open), dice }
     }
 
-    /// What is asked while the way is cut is lost; what is answered then is lost, too.
-    async fn pass<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
-        let lost = || {
-            if self.cut.load(Ordering::SeqCst) { Err(Error::unavailable("cut off")) } else { Ok(()) }
-        };
-        lost()?;
-        let answer = call.await;
-        lost()?;
+    pub fn cut(&self, cut: bool) {
+        self.set(if cut { Way::Cut } else { Way::Open });
+    }
+
+    pub fn set(&self, way: Way) {
+        self.way.send_replace(way);
+    }
+
+    fn lead_to(&self, state: Arc<compute::State>, life: Arc<Life>) {
+        *self.to.lock() = (state, life);
+        self.way.send_modify(|_| ());
+    }
+
+    /// One message.
+    async fn message(&self, answer: bool) -> Result<()> {
+        let way = *self.way.borrow();
+        if let Way::Slow(most) = way {
+            tokio::time::sleep(Duration::from_millis(self.dice.below(most))).await;
+        }
+        match *self.way.borrow() {
+            Way::Cut => Err(Error::unavailable("cut off")),
+            Way::Deaf if answer => Err(Error::unavailable("no answer")),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is asked while the way is cut is lost; what is answered then is lost, too, as is what a dead server says.
+    async fn pass<T, F>(&self, call: impl FnOnce(Arc<compute::State>) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        self.message(false).await?;
+        let (state, life) = self.to.lock().clone();
+        life.check()?;
+        let answer = call(state).await;
+        life.check()?;
+        self.message(true).await?;
         answer
     }
 }
@@ -460,20 +552,57 @@ impl Gate {
 #[async_trait]
 impl ControlPlane for Gate {
     async fn spec(&self, host: HostId, after: u64) -> Result<Option<HostSpec>> {
+        let mut way = self.way.subscribe();
+        let poll = self.pass(|state| async move { state.spec(host, after).await });
         // Cut short, so that a poll that waits does not hide that the way is open again.
-        let poll = self.inner.spec(host, after);
-        match tokio::time::timeout(Duration::from_millis(200), self.pass(poll)).await {
-            Ok(answer) => answer,
-            Err(_) => Ok(None),
+        tokio::select! {
+            biased;
+            _ = way.changed() => Ok(None),
+            answer = poll => answer,
         }
     }
 
     async fn report(&self, report: HostReport) -> Result<()> {
-        self.pass(self.inner.report(report)).await
+        self.pass(|state| async move { state.report(report).await }).await
     }
 
     async fn lease(&self, host: HostId, generation: u64) -> Result<Duration> {
-        self.pass(self.inner.lease(host, generation)).await
+        self.pass(|state| async move { state.lease(host, generation).await }).await
+    }
+}
+
+/// The hypervisor that a host's agent is given.
+pub type Wrap<'a> = &'a (dyn Fn(u64, &sim::SimHost) -> Arc<dyn contract::drivers::Hypervisor> + Sync);
+
+/// What a world is like.
+pub struct Plan<'a> {
+    /// Hosts.
+    pub count: u64,
+    pub config: compute::Config,
+    /// Whether reconcilers run.
+    pub run: bool,
+    /// The lease clock of each host, where hosts have leases.
+    pub leases: Option<&'a (dyn Fn(u64) -> Arc<dyn Clock> + Sync)>,
+    /// The server's clock.
+    pub clock: Arc<dyn Clock>,
+    pub limits: reconcile::Limits,
+    pub seed: u64,
+    /// Something between agents and their simulated hypervisors; ledgers are in memory then.
+    pub hypervisors: Option<Wrap<'a>>,
+}
+
+impl Default for Plan<'_> {
+    fn default() -> Self {
+        Plan {
+            count: 1,
+            config: compute::Config::default(),
+            run: true,
+            leases: None,
+            clock: Arc::new(SystemClock),
+            limits: reconcile::Limits { first: Duration::from_millis(5), most: Duration::from_millis(50) },
+            seed: 7,
+            hypervisors: None,
+        }
     }
 }
 
@@ -485,24 +614,18 @@ impl World {
     }
 
     pub async fn with(count: u64, config: compute::Config, run: bool) -> Arc<Self> {
-        Self::make(count, config, run, None, Arc::new(SystemClock)).await
+        Self::make(Plan { count, config, run, ..Plan::default() }).await
     }
 
     /// Hosts with leases.
     pub async fn leased(count: u64, config: compute::Config) -> Arc<Self> {
         let clock = |_: u64| Arc::new(SystemClock) as Arc<dyn Clock>;
-        Self::make(count, config, true, Some(&clock), Arc::new(SystemClock)).await
+        Self::make(Plan { count, config, leases: Some(&clock), ..Plan::default() }).await
     }
 
-    /// `leases`: the lease clock of each host, where hosts have leases.
-    pub async fn make(
-        count: u64,
-        config: compute::Config,
-        run: bool,
-        leases: Option<&(dyn Fn(u64) -> Arc<dyn Clock> + Sync)>,
-        clock: Arc<dyn Clock>,
-    ) -> Arc<Self> {
-        let entropy = Entropy::seeded(7);
+    pub async fn make(plan: Plan<'_>) -> Arc<Self> {
+        let Plan { count, config, run, leases, clock, limits, seed, hypervisors } = plan;
+        let entropy = Entropy::seeded(seed);
         let store = Store::memory(
             clock.clone(),
             &[("placement", placement::MIGRATIONS), ("compute", compute::MIGRATIONS)],
@@ -530,9 +653,18 @@ impl World {
             placement: placement.clone(),
             host_parts: vec![vols.clone()],
         };
-        let state =
-            compute::State::new(config, store.clone(), auth, clock.clone(), entropy.clone(), deps, &nudge)
-                .unwrap();
+        let life = Arc::new(Life::default());
+        let behind = store.behind(life.clone());
+        let state = compute::State::new(
+            config.clone(),
+            behind,
+            auth,
+            clock.clone(),
+            entropy.clone(),
+            deps.clone(),
+            &nudge,
+        )
+        .unwrap();
         let network = nets.add("p1", "private");
         let image = images.add("mini");
         let dir = tempfile::tempdir().unwrap();
@@ -544,26 +676,32 @@ impl World {
                 sim::Profile { boot_ms: 0..=2, vcpus: 64, memory_mib: 256 * 1024, ..sim::Profile::default() };
             let host = sim::SimHost::new(&format!("sim-{n}"), profile, &entropy, fabric.clone());
             let id = HostId::random(&entropy);
+            let hypervisor: Arc<dyn contract::drivers::Hypervisor> = host.hypervisor.clone();
             let drivers = agent::Drivers {
-                hypervisor: host.hypervisor.clone(),
+                hypervisor: hypervisors.map_or(hypervisor, |wrap| wrap(n, &host)),
                 storage: host.storage.clone(),
                 network: host.network.clone(),
                 images: host.images.clone(),
             };
             let state_dir = dir.path().join(format!("h{n}"));
             std::fs::create_dir_all(&state_dir).unwrap();
-            let gate = Arc::new(Gate { inner: state.clone(), cut: false.into() });
+            let dice = Entropy::seeded(entropy.u64());
+            let gate = Arc::new(Gate::new(state.clone(), life.clone(), dice));
             gates.push(gate.clone());
             let lease_clock = leases.map(|clock| clock(n));
-            let machine = Machine { id, state_dir, drivers, gate, clock: clock.clone(), lease_clock };
+            let ledger = hypervisors.is_some().then(Arc::default);
+            let (clock, boot) = (clock.clone(), AtomicU32::new(1));
+            let machine = Machine { id, state_dir, drivers, gate, clock, lease_clock, ledger, boot };
             let (agent, stop) = machine.start();
             access.0.lock().insert(id, agent);
             machines.push((machine, Mutex::new(stop)));
             hosts.push((id, host));
         }
         state.set_host_access(access);
+        let router = compute::router(state.clone());
+        let server = Server { state: state.clone(), router: router.clone(), handle: None, life };
         let world = Arc::new(World {
-            router: compute::router(state.clone()),
+            router,
             state,
             placement,
             store,
@@ -577,7 +715,10 @@ impl World {
             image,
             nudge,
             entropy,
-            handle: Mutex::new(None),
+            config,
+            deps,
+            limits,
+            server: Mutex::new(server),
             _dir: dir,
         });
         if run {
@@ -607,22 +748,70 @@ impl World {
         *stop.lock() = machine.start().1;
     }
 
+    /// The power of a host goes; it is revived under another boot.
+    pub fn power_off(&self, host: usize) {
+        self.kill(host);
+        self.machines[host].0.boot.fetch_add(1, Ordering::SeqCst);
+        self.hosts[host].1.power_off();
+    }
+
     pub async fn start(&self) {
-        let (store, clock) = (self.store.clone(), self.clock.clone());
-        let mut controller = reconcile::Controller::new(store, clock, self.entropy.clone());
-        for one in self.state.reconcilers() {
-            let limits =
-                reconcile::Limits { first: Duration::from_millis(5), most: Duration::from_millis(50) };
-            let options = reconcile::Options { workers: 4, batch: 16, limits, ..reconcile::Options::default() };
+        let (store, state) = {
+            let server = self.server.lock();
+            (self.store.behind(server.life.clone()), server.state.clone())
+        };
+        let mut controller = reconcile::Controller::new(store, self.clock.clone(), self.entropy.clone());
+        for one in state.reconcilers() {
+            let options =
+                reconcile::Options { workers: 4, batch: 16, limits: self.limits, ..reconcile::Options::default() };
             controller = controller.add(one, options);
         }
         let handle = controller.start().await.unwrap();
-        self.state.set_controller(handle.clone());
-        *self.handle.lock() = Some(handle);
+        state.set_controller(handle.clone());
+        self.server.lock().handle = Some(handle);
+    }
+
+    /// The server process dies; after a while another one starts on its database, knowing nothing else.
+    pub async fn restart(&self, after: Duration) {
+        let handle = {
+            let mut server = self.server.lock();
+            server.life.0.store(true, Ordering::SeqCst);
+            server.handle.take()
+        };
+        // Agents that wait for it notice.
+        self.gates.iter().for_each(|gate| gate.way.send_modify(|_| ()));
+        if let Some(handle) = handle {
+            handle.stop_within(Duration::ZERO).await;
+        }
+        tokio::time::sleep(after).await;
+        let life = Arc::new(Life::default());
+        let state = compute::State::new(
+            self.config.clone(),
+            self.store.behind(life.clone()),
+            Arc::new(FakeAuthenticator),
+            self.clock.clone(),
+            self.entropy.clone(),
+            self.deps.clone(),
+            &self.nudge,
+        )
+        .unwrap();
+        let router = compute::router(state.clone());
+        *self.server.lock() = Server { state: state.clone(), router, handle: None, life: life.clone() };
+        self.start().await;
+        self.gates.iter().for_each(|gate| gate.lead_to(state.clone(), life.clone()));
+    }
+
+    /// Everything ends: agents, reconcilers.
+    pub async fn halt(&self) {
+        (0..self.machines.len()).for_each(|host| self.kill(host));
+        let handle = self.server.lock().handle.take();
+        if let Some(handle) = handle {
+            handle.stop_within(Duration::ZERO).await;
+        }
     }
 
     pub fn client(&self, token: &str) -> Client {
-        Client::new(self.router.clone()).with_token(token)
+        Client::new(self.server.lock().router.clone()).with_token(token)
     }
 
     pub fn member(&self) -> Client {
