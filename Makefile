@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test fleet partitions replicas bench storm clean build docs
+.PHONY: up down test identity fleet partitions replicas bench storm clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -20,6 +20,11 @@ build:
 test: ## everything: tidy, format, lints, unit and service tests, real QEMU, OVN, PostgreSQL, unmodified clients
 	scripts/setup build run test
 	scripts/test
+
+identity: ## the unmodified tempest.api.identity against a cloud of its own; what passes is in conformance/tempest-identity.txt
+	scripts/setup build run test
+	cargo build --release --locked -p allod
+	.venv/bin/python conformance/identity.py $(RELEASE) --jobs $$(nproc)
 
 SEEDS ?= 20
 HOSTS ?= 1000

@@ -8,6 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// Files that read dumps of other programs' databases: the SQL in them is never sent to one.
+const READS_DUMPS: &[(&str, &str)] = &[("identity", "src/import/dump.rs")];
 /// Signs, not laws: a room larger than this wants a wall.
 const CRATE_LINES: usize = 10_000;
 const FILE_LINES: usize = 1_000;
@@ -120,6 +122,7 @@ fn check_sources(dir: &Path, name: &str, findings: &mut Findings) {
                 continue;
             }
             if name != "store"
+                && !READS_DUMPS.contains(&(name, shown.as_str()))
                 && ["\"SELECT ", "\"INSERT INTO ", "\"UPDATE ", "\"DELETE FROM ", "\"CREATE TABLE "]
                     .iter()
                     .any(|s| line.contains(s))

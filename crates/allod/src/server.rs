@@ -57,11 +57,17 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     crate::files::write_secret(&state.path("run/listening"), config.url().as_bytes())?;
     tracing::info!(url = config.url(), "serving");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let replaced = async {
+        match &mut membership {
+            Some(membership) => membership.lost().await,
+            // Nobody takes the place of a server on SQLite.
+            None => std::future::pending().await,
+        }
+    };
     let lost = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
-        // Nobody holds the place of a server on SQLite.
-        other = async { match &mut membership { Some(m) => m.lost().await, None => std::future::pending().await } } => Some(other),
+        other = replaced => Some(other),
     };
     if let Some(other) = lost {
         // At once: whatever is written now may be in the way of the other.

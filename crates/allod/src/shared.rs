@@ -180,8 +180,11 @@ async fn alone(store: &Store, me: &Replica, ttl: Duration) -> Result<Option<Stri
 
 /// Renews the place of the only server until somebody else has it.
 async fn stay(store: Store, me: Replica, ttl: Duration, lose: watch::Sender<Option<String>>) {
-    while !lose.is_closed() {
+    loop {
         tokio::time::sleep(ttl / 3).await;
+        if lose.is_closed() {
+            return;
+        }
         match alone(&store, &me, ttl).await {
             Ok(None) => {}
             Ok(Some(other)) => {

@@ -64,9 +64,9 @@ impl Reconciler for Servers {
             BTreeSet::new()
         });
         let done = |key: &String| key.parse().is_ok_and(|id| built.contains(&id));
-        let each = keys.iter().map(|key| async move {
-            if done(key) { Ok(Outcome::Done) } else { self.reconcile(key).await }
-        });
+        let each = keys
+            .iter()
+            .map(|key| async move { if done(key) { Ok(Outcome::Done) } else { self.reconcile(key).await } });
         futures::future::join_all(each).await
     }
 
@@ -207,10 +207,8 @@ impl State {
     /// the others are to be looked at one by one, as are all where this fails.
     async fn build_together(&self, keys: &[String]) -> Result<BTreeSet<ServerId>> {
         let ids: Vec<ServerId> = keys.iter().filter_map(|key| key.parse().ok()).collect();
-        let mut servers = self
-            .store
-            .read(move |tx| tx.list::<Server>(&Query::new().is_in("id", &ids)))
-            .await?;
+        let mut servers =
+            self.store.read(move |tx| tx.list::<Server>(&Query::new().is_in("id", &ids))).await?;
         servers.retain(plain);
         if servers.len() < 2 {
             return Ok(BTreeSet::new());

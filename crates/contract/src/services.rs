@@ -6,8 +6,8 @@
 //! methods without one are between services.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::net::IpNet;

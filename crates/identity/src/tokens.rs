@@ -227,11 +227,9 @@ impl Tokens {
         let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let writes = self.writes.load(Ordering::SeqCst);
         let now = self.clock.now();
-        if let Some(known) = self.cache.get(&key) {
-            if known.auth.expires_at <= now {
-                self.cache.remove(&key);
-                return Ok(None);
-            }
+        if self.cache.get(&key).is_some_and(|known| known.auth.expires_at <= now) {
+            self.cache.remove(&key);
+            return Ok(None);
         }
         if let Some(known) = self.cache.get(&key).filter(|k| k.good_until.is_none_or(|end| end > now)) {
             // Where no other process can write, none of our own writes means nothing has changed.

@@ -159,7 +159,8 @@ fn groups_of(tx: &mut Tx<'_>, env: &Env, request: &PortRequest) -> Result<BTreeS
     }
     let wanted: BTreeSet<SecurityGroupId> = request.security_groups.iter().copied().collect();
     let found = tx.list::<SecurityGroup>(&Query::new().is_in("id", &wanted))?;
-    let own = |id: &&SecurityGroupId| found.iter().any(|g| g.id == **id && g.project_id == request.project_id);
+    let own =
+        |id: &&SecurityGroupId| found.iter().any(|g| g.id == **id && g.project_id == request.project_id);
     match wanted.iter().find(|id| !own(id)) {
         None => Ok(wanted),
         Some(group) => {

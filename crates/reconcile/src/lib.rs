@@ -415,7 +415,8 @@ impl Task {
                 Err(error) => self.ended(&key, Err(error), began),
             }
         }
-        futures::future::join_all(mine.into_iter().map(|(fence, keys)| self.once(keys, Some(fence), began))).await;
+        futures::future::join_all(mine.into_iter().map(|(fence, keys)| self.once(keys, Some(fence), began)))
+            .await;
     }
 
     async fn once(&self, keys: Vec<String>, fence: Option<Fence>, began: Instant) {

@@ -35,7 +35,8 @@ impl<R: Resource, V: Send + Sync + 'static> Mirror<R, V> {
         let (versions, fresh) = store
             .read(move |tx| {
                 let versions = tx.versions::<R>(&Query::new())?;
-                let is_new = |(id, version): &&(String, Version)| known.get(id).is_none_or(|(v, _)| v != version);
+                let is_new =
+                    |(id, version): &&(String, Version)| known.get(id).is_none_or(|(v, _)| v != version);
                 let changed: Vec<&String> = versions.iter().filter(is_new).map(|(id, _)| id).collect();
                 let fresh = match changed.len() {
                     0 => Vec::new(),

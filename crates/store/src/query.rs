@@ -221,7 +221,11 @@ impl Sql {
     }
 
     /// A table `v` with the columns `id`, `body`, `held` and a resource's own, made of JSON records (PostgreSQL only).
-    pub fn records<R: Resource>(&mut self, columns: &[&'static str], rows: Vec<serde_json::Value>) -> &mut Self {
+    pub fn records<R: Resource>(
+        &mut self,
+        columns: &[&'static str],
+        rows: Vec<serde_json::Value>,
+    ) -> &mut Self {
         self.push("jsonb_to_recordset(CAST(CAST(")
             .bind(Value::Text(serde_json::Value::Array(rows).to_string()))
             .push(" AS TEXT) AS JSONB)) AS v(id TEXT, body TEXT, held BIGINT");

@@ -329,8 +329,7 @@ impl<'a> Tx<'a> {
         }
         sql.push(" FROM ").records::<R>(&columns, rows);
         sql.push(" WHERE t.id = v.id AND t.revision = v.held");
-        let changed =
-            if R::UNIQUE.is_empty() { self.change(&sql)? } else { self.execute_unique::<R>(&sql)? };
+        let changed = if R::UNIQUE.is_empty() { self.change(&sql)? } else { self.execute_unique::<R>(&sql)? };
         if changed != wanted {
             return Err(Error::retry(Stale(format!("one of {wanted} {}s", R::KIND))));
         }
@@ -405,11 +404,7 @@ impl<'a> Tx<'a> {
         }
         sql.push(" WHERE id = ").bind(Value::Text(resource.id().to_string()));
         sql.push(" AND revision = ").bind(number(held.revision));
-        let changed = if R::UNIQUE.is_empty() {
-            self.change(&sql)?
-        } else {
-            self.execute_unique::<R>(&sql)?
-        };
+        let changed = if R::UNIQUE.is_empty() { self.change(&sql)? } else { self.execute_unique::<R>(&sql)? };
         if changed == 0 {
             return Err(Error::retry(Stale(format!("{} {}", R::KIND, resource.id()))));
         }

@@ -34,7 +34,8 @@ pub(crate) struct Seen {
 impl HostPart for State {
     async fn contribute(&self, specs: &mut [HostSpec]) -> Result<()> {
         for spec in specs.iter() {
-            let attached: Vec<VolumeId> = spec.servers.iter().flat_map(|s| &s.disks).filter_map(volume_of).collect();
+            let attached: Vec<VolumeId> =
+                spec.servers.iter().flat_map(|s| &s.disks).filter_map(volume_of).collect();
             self.bind(spec.host, attached).await?;
         }
         let hosts: Vec<HostId> = specs.iter().map(|s| s.host).collect();

@@ -283,7 +283,7 @@ pub async fn servers(api: Api, books: Arc<Books>, body: Value) {
         if let Some((202, body)) = &made {
             let id = body["server"]["id"].as_str().unwrap().to_owned();
             books.servers.lock().insert(id.clone(), false);
-            if books.servers.lock().len() % 3 == 0
+            if books.servers.lock().len().is_multiple_of(3)
                 && let Some(last) = last.take()
             {
                 delete(&api, &books, &format!("/compute/v2.1/servers/{last}"), last.clone(), &books.servers)

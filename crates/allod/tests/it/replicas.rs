@@ -44,7 +44,6 @@ fn split(errors: &[(Instant, String)], from: Instant, to: Instant) -> (usize, Ve
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::too_many_lines, reason = "one story, told from top to bottom")]
 async fn three_replicas_lose_nothing_whatever_falls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut database = postgres::Server::start();

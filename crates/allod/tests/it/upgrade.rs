@@ -169,8 +169,9 @@ impl Marks {
     /// Every mark that was acknowledged is there; answers how many rows are, and how many of them were written by the
     /// version before after that.
     async fn check(&self, store: &Store) -> (usize, usize) {
-        let networks = compare::<next::Network>(store, self.networks.lock().clone()).await;
-        let servers = compare::<next::Server>(store, self.servers.lock().clone()).await;
+        let (networks, servers) = (self.networks.lock().clone(), self.servers.lock().clone());
+        let networks = compare::<next::Network>(store, networks).await;
+        let servers = compare::<next::Server>(store, servers).await;
         (networks.0 + servers.0, networks.1 + servers.1)
     }
 }
@@ -295,8 +296,10 @@ async fn replicas_of_two_versions_work_side_by_side() {
     let next = match &old {
         Some(_) => None,
         None => {
-            let work = next_version(database.url(), marks.clone(), enough.clone());
-            Some(tokio::task::spawn_blocking(move || tokio::runtime::Handle::current().block_on(work)))
+            let (url, marks, enough) = (database.url(), marks.clone(), enough.clone());
+            // Made where it runs: it cannot move between threads.
+            let work = move || tokio::runtime::Handle::current().block_on(next_version(url, marks, enough));
+            Some(tokio::task::spawn_blocking(work))
         }
     };
     for n in 0..3 {

@@ -146,7 +146,7 @@ mod tests {
             name: format!("h{n}"),
             inventories: [("VCPU".to_owned(), stock.clone()), ("MEMORY_MB".to_owned(), stock)].into(),
             used: [("VCPU".to_owned(), used), ("MEMORY_MB".to_owned(), used)].into(),
-            traits: if n % 3 == 0 { vec!["FAST".to_owned()] } else { Vec::new() },
+            traits: if n.is_multiple_of(3) { vec!["FAST".to_owned()] } else { Vec::new() },
         };
         HostView::new(id, format!("h{n}"), zone.into(), up, Arc::new(candidate))
     }

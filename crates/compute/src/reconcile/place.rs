@@ -22,7 +22,9 @@ impl State {
             let mut board = self.board().await?;
             let mut claims = Vec::new();
             let mut chosen = Vec::new();
-            for (at, (server, told)) in servers.iter().zip(&mut told).enumerate().filter(|(_, (_, t))| t.is_none()) {
+            for (at, (server, told)) in
+                servers.iter().zip(&mut told).enumerate().filter(|(_, (_, t))| t.is_none())
+            {
                 let ask = match self.ask(server).await {
                     Ok(ask) => ask,
                     Err(error) if refused(&error) => {

@@ -762,8 +762,12 @@ impl World {
         };
         let mut controller = reconcile::Controller::new(store, self.clock.clone(), self.entropy.clone());
         for one in state.reconcilers() {
-            let options =
-                reconcile::Options { workers: 4, batch: 16, limits: self.limits, ..reconcile::Options::default() };
+            let options = reconcile::Options {
+                workers: 4,
+                batch: 16,
+                limits: self.limits,
+                ..reconcile::Options::default()
+            };
             controller = controller.add(one, options);
         }
         let handle = controller.start().await.unwrap();

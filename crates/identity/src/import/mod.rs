@@ -108,7 +108,7 @@ pub async fn import(store: &Store, dump: &Dump, dry: bool) -> Result<Report> {
     writer.put::<AccessRule>("access rules", keystone.access_rules).await?;
     writer.put::<ApplicationCredential>("application credentials", keystone.credentials).await?;
     if !dry {
-        store.write(|tx| directory::touch_all(tx)).await?;
+        store.write(directory::touch_all).await?;
     }
     Ok(writer.report)
 }

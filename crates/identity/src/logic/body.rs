@@ -509,7 +509,6 @@ fn schema_of(kind: Kind, nullable: bool) -> Value {
         Kind::Tags => {
             json!({"type": typed("array"), "items": {"type": "string", "maxLength": 255}, "maxItems": 80})
         }
-        Kind::Int(min, max) => json!({"type": typed("integer"), "minimum": min, "maximum": max}),
         Kind::Texts(longest) => {
             let text = json!({"type": "string", "minLength": 1, "maxLength": longest});
             json!({"type": typed("array"), "items": text, "maxItems": 100})

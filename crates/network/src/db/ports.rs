@@ -111,9 +111,8 @@ pub fn create_many(
     let Some(net) = ports.first().map(|p| p.network_id) else { return Ok(ports) };
     let v6 = |s: &&Subnet| s.cidr.network().is_ipv6();
     let several = subnets.iter().filter(v6).count() > 1 || subnets.iter().filter(|s| !v6(s)).count() > 1;
-    let plain = |s: &Subnet| {
-        s.service_types.is_empty() && !addresses::is_auto(s.ipv6_address_mode.as_deref())
-    };
+    let plain =
+        |s: &Subnet| s.service_types.is_empty() && !addresses::is_auto(s.ipv6_address_mode.as_deref());
     if several || ports.len() < 2 || !subnets.iter().all(plain) {
         return ports.into_iter().map(|port| create(tx, env, subnets, port, None, false)).collect();
     }

@@ -25,7 +25,7 @@ fn request(id: PortId, net: base::NetworkId) -> PortRequest {
 
 async fn one(w: &World, request: PortRequest) -> base::Result<PortInfo> {
     let mut ports = w.st.ensure_ports(&[request]).await?;
-    Ok(ports.pop().expect("one was asked for"))
+    Ok(ports.remove(0))
 }
 
 /// Many ports at once have an address each and a group each, go to their hosts, and all or none are made.

@@ -9,7 +9,13 @@ use contract::services::Inventory;
 ///
 /// # Errors
 /// `Conflict` that names provider and class.
-pub(crate) fn fits(provider: &str, class: &str, stock: Option<&Inventory>, used: u64, amount: u64) -> Result<()> {
+pub(crate) fn fits(
+    provider: &str,
+    class: &str,
+    stock: Option<&Inventory>,
+    used: u64,
+    amount: u64,
+) -> Result<()> {
     let no = |why: String| Err(Error::conflict(format!("Unable to allocate inventory: {why}")));
     let Some(stock) = stock else {
         return no(format!("resource provider '{provider}' has no inventory of class '{class}'."));

@@ -20,7 +20,8 @@ async fn state() -> Arc<placement::State> {
 }
 
 fn stock(total: u64) -> BTreeMap<String, Inventory> {
-    let one = Inventory { total, reserved: 0, allocation_ratio: 1.0, min_unit: 1, max_unit: total, step_size: 1 };
+    let one =
+        Inventory { total, reserved: 0, allocation_ratio: 1.0, min_unit: 1, max_unit: total, step_size: 1 };
     BTreeMap::from([("VCPU".to_owned(), one)])
 }
 
@@ -28,7 +29,12 @@ fn vcpus(n: u64) -> BTreeMap<String, u64> {
     BTreeMap::from([("VCPU".to_owned(), n)])
 }
 
-async fn claim(state: &placement::State, consumer: ServerId, provider: ResourceProviderId, vcpu: u64) -> base::Result<()> {
+async fn claim(
+    state: &placement::State,
+    consumer: ServerId,
+    provider: ResourceProviderId,
+    vcpu: u64,
+) -> base::Result<()> {
     let (project, user) = (ProjectId::new("p"), UserId::new("u"));
     let claim = Claim { consumer, project, user, provider, resources: vcpus(vcpu) };
     state.allocate(&[claim]).await?.into_iter().collect()
@@ -76,9 +82,7 @@ async fn a_race_never_promises_more_than_there_is() {
     let tries: Vec<_> = (0..30)
         .map(|_| {
             let (state, id) = (state.clone(), ServerId::random(&entropy));
-            tokio::spawn(async move {
-                claim(&state, id, host, 1).await.is_ok().then_some(id)
-            })
+            tokio::spawn(async move { claim(&state, id, host, 1).await.is_ok().then_some(id) })
         })
         .collect();
     let mut won = Vec::new();

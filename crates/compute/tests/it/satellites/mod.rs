@@ -84,6 +84,7 @@ pub fn host(n: u64, now: Timestamp) -> Host {
     Host {
         id: HostId::random(&Entropy::seeded(n)),
         meta: store::Meta::default(),
+        agent_version: String::new(),
         name: format!("host-{n}"),
         capacity: HostCapacity {
             hostname: format!("host-{n}"),
