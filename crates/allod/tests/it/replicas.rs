@@ -132,9 +132,11 @@ async fn servers_that_do_not_share_suffer_no_other() {
     let database = postgres::Server::start();
     let dir = tempfile::tempdir().unwrap();
     let binary = load::ours();
+    // Whoever takes over a database knows its passwords.
+    let passwords = "[passwords]\nadmin = \"first-of-all\"\ndemo = \"second-of-all\"\nalt = \"third-of-all\"";
     let config = |more: &str| {
         format!(
-            "listen = \"127.0.0.1:0\"\nbcrypt_rounds = 4\nsim_hosts = 1\ndatabase = \"{}\"\n[replica]\nlease_secs = 2\n{more}",
+            "listen = \"127.0.0.1:0\"\nbcrypt_rounds = 4\nsim_hosts = 1\ndatabase = \"{}\"\n{passwords}\n[replica]\nlease_secs = 2\n{more}",
             database.url()
         )
     };
@@ -164,6 +166,7 @@ async fn servers_that_do_not_share_suffer_no_other() {
     first.signal("-CONT");
     let told = first.refused().await;
     assert!(told.contains("another server took this database over"), "{told}");
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let answer = reqwest::Client::builder().danger_accept_invalid_certs(true).build().unwrap();
     let answer = answer.get(format!("https://{}/identity/v3", heir.listens().await)).send().await.unwrap();
     assert_eq!(answer.status(), 200);

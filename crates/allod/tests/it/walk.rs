@@ -10,7 +10,7 @@ use crate::api::Api;
 /// Things of one list that are looked at one by one.
 const EACH: usize = 12;
 /// What another start of a cloud makes anew: times and counts of writes, moments of signs of life, usage until now.
-const VOLATILE: [&str; 16] = [
+const VOLATILE: [&str; 18] = [
     "updated_at",
     "updated",
     "revision_number",
@@ -27,10 +27,19 @@ const VOLATILE: [&str; 16] = [
     "start",
     "stop",
     "host_time",
+    "last-update",
+    "request_id",
 ];
-/// What is measured, or needs more than a token, or is bytes.
-const NOT: [&str; 5] =
-    ["/v3/auth/tokens", "/uptime", "/diagnostics", "/v2/images/{image_id}/file", "/allocation_candidates"];
+/// What is measured, or needs more than a token, or is bytes, or grows by being looked at.
+const NOT: [&str; 7] = [
+    "/v3/auth/tokens",
+    "/uptime",
+    "/diagnostics",
+    "/v2/images/{image_id}/file",
+    "/allocation_candidates",
+    "/v2.0/agents",
+    "/audit_events",
+];
 
 struct Service {
     prefix: &'static str,

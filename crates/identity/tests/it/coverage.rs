@@ -350,12 +350,12 @@ async fn every_operation_is_accounted_for() {
     for op in ["PATCH /v3/regions/{region_id}", "DELETE /v3/regions/{region_id}"] {
         suite.excuse_path(op, "the PUT before it has made regions of these names");
     }
+    // Not domains: each identity provider brings one, and its id may be any text.
     for list in [
         "users",
         "projects",
         "groups",
         "roles",
-        "domains",
         "services",
         "endpoints",
         "regions",
