@@ -198,6 +198,16 @@ async fn compare<T: next::Next>(store: &Store, told: BTreeMap<String, (String, u
     (there, later)
 }
 
+/// Rows that the version to come wrote last are written by this one.
+async fn late(books: &Books, demo: &Api) {
+    let all = books.networks.lock().clone();
+    for (id, _) in all.into_iter().filter(|(_, deleted)| !deleted).take(40) {
+        let path = format!("/network/v2.0/networks/{id}");
+        let body = json!({"network": {"description": "late"}});
+        assert!(matches!(demo.call("PUT", &path, Some(body)).await, Answer::Told(200, _)));
+    }
+}
+
 /// Servers behind a balancer.
 struct Cloud {
     dir: tempfile::TempDir,
@@ -327,6 +337,7 @@ async fn replicas_of_two_versions_work_side_by_side() {
     load::all_up(&admin).await;
     println!("PostgreSQL, {seconds} s: {}, failures: {:?}", books.summary(), failures(&books));
     if let Some(store) = next {
+        late(&books, &demo).await;
         let (there, later) = marks.check(&store).await;
         println!(
             "{there} rows with fields of the next version, {later} of them written by this one afterwards"
@@ -404,13 +415,7 @@ async fn the_one_server_is_replaced_while_hosts_go_on() {
         assert!(!agents.log().contains("panicked"));
     }
     if old.is_none() {
-        // Rows that the version to come wrote last are written by this one.
-        let there = books.networks.lock().clone();
-        for (id, _) in there.into_iter().filter(|(_, deleted)| !deleted).take(40) {
-            let (path, body) =
-                (format!("/network/v2.0/networks/{id}"), json!({"network": {"description": "late"}}));
-            assert!(matches!(demo.call("PUT", &path, Some(body)).await, Answer::Told(200, _)));
-        }
+        late(&books, &demo).await;
         cloud.servers[0].end().await;
         let (there, later) = marks.check(&open(&database).await).await;
         println!(
