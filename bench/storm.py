@@ -60,6 +60,8 @@ class Allod:
         t = time.time()
         subprocess.run([self.a.allod, 'up', '--state', self.state, '--listen', '127.0.0.1:0', '--config', os.path.dirname(self.state) + '/config.toml', '--sim-hosts',
                         str(self.a.hosts), '--detach'], check=True, stdout=subprocess.DEVNULL)
+        # It makes the certificate that /metrics wants to see.
+        subprocess.run([self.a.allod, 'status', '--json', '--state', self.state], check=True, stdout=subprocess.DEVNULL)
         self.up = int(read(self.state + '/run/up.pid').split()[0]); self.server = int(read(self.state + '/run/server.pid').split()[0])
         return time.time() - t
 
@@ -220,7 +222,7 @@ async def restart(a, cloud, root, c, R, made):
     async def settle():
         while True:
             m = await root.metrics()
-            if total(m, 'allod_hosts', state='up') >= a.hosts and total(m, 'allod_guests', power='running') >= want and total(m, 'allod_reconcile_backlog') == 0: return
+            if total(m, 'allod_hosts', state='up') >= a.hosts and total(m, 'allod_guests', power='running') >= want and not any(total(m, 'allod_reconcile_backlog', kind=k) for k in ('server', 'host', 'net')): return
             if time.time() - t0 > a.deadline: raise RuntimeError('not at rest: %s' % {k: v for k, v in m.items() if k.startswith(('allod_hosts', 'allod_guests', 'allod_reconcile_backlog'))})
             await asyncio.sleep(.25)
     _, told = await meanwhile(c, made, settle())
