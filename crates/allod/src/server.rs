@@ -23,17 +23,7 @@ use crate::telemetry::Metrics;
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
-    let _only = only(state)?;
-    let mut config = state.config()?;
-    let listener = tokio::net::TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
-    config.listen = listener.local_addr()?;
-    state.keep(&config)?;
-    crate::shared::join(state, &config)?;
-    let pki = Pki::open(&state.path("pki"), SystemClock.now())?;
-    let secrets = bootstrap::secrets(state, &config)?;
-    bootstrap::client_files(state, &config, &secrets, &pki)?;
+    let Ground { _only, config, listener, pki, secrets } = prepare(state).await?;
     let Assembled { cloud, fleet, mut membership } = assemble(state, &config, &pki).await?;
     let beginning = beginning(&config, &secrets);
     let populated = async { cloud::populate(&cloud, &beginning).await };
@@ -95,8 +85,17 @@ fn tls(config: &Config, pki: &Pki) -> Result<rustls::ServerConfig> {
     pki.server_config(&addresses, &names)
 }
 
-/// The identity service alone, for services that run elsewhere.
-pub async fn identity_alone(state: &State) -> Result<()> {
+/// What every server has before it has services.
+struct Ground {
+    _only: Flock<File>,
+    config: Config,
+    listener: tokio::net::TcpListener,
+    pki: Pki,
+    secrets: Secrets,
+}
+
+/// Takes the state directory and the address, and writes what clients and other commands need to find there.
+async fn prepare(state: &State) -> Result<Ground> {
     let _only = only(state)?;
     let mut config = state.config()?;
     let listener = tokio::net::TcpListener::bind(config.listen)
@@ -108,6 +107,12 @@ pub async fn identity_alone(state: &State) -> Result<()> {
     let pki = Pki::open(&state.path("pki"), SystemClock.now())?;
     let secrets = bootstrap::secrets(state, &config)?;
     bootstrap::client_files(state, &config, &secrets, &pki)?;
+    Ok(Ground { _only, config, listener, pki, secrets })
+}
+
+/// The identity service alone, for services that run elsewhere.
+pub async fn identity_alone(state: &State) -> Result<()> {
+    let Ground { _only, config, listener, pki, secrets } = prepare(state).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (url, entropy) = (config.database_url(state), Entropy::system());
     let store = Store::open(&url, clock.clone(), entropy.clone(), cloud::SCHEMAS).await?;
