@@ -133,11 +133,20 @@ pub struct Candidate {
 impl Candidate {
     /// Whether there is room for everything.
     pub fn has_room(&self, resources: &BTreeMap<String, u64>) -> bool {
-        resources.iter().all(|(class, amount)| {
-            let used = self.used.get(class).copied().unwrap_or(0);
-            self.inventories.get(class).is_some_and(|i| i.fits(used, *amount))
-        })
+        has_room(&self.inventories, &self.used, resources)
     }
+}
+
+/// Whether inventories have room for everything beside what is used; all by resource class.
+pub fn has_room(
+    inventories: &BTreeMap<String, Inventory>,
+    used: &BTreeMap<String, u64>,
+    resources: &BTreeMap<String, u64>,
+) -> bool {
+    resources.iter().all(|(class, amount)| {
+        let used = used.get(class).copied().unwrap_or(0);
+        inventories.get(class).is_some_and(|i| i.fits(used, *amount))
+    })
 }
 
 /// What a server claims of one provider.

@@ -10,7 +10,6 @@ use store::Tx;
 
 use crate::State;
 use crate::claims::{self, Wanted};
-use crate::logic::fits;
 use crate::model::Provider;
 
 /// The wanted inventories, none below what is claimed: a host that shrank is full, not overdrawn.
@@ -70,14 +69,6 @@ fn ensure(
     provider.traits = wanted_traits;
     provider.epoch += 1;
     tx.update(&mut provider)
-}
-
-/// Whether the provider has room for everything.
-pub(crate) fn has_room(provider: &Provider, resources: &BTreeMap<String, u64>) -> bool {
-    resources.iter().all(|(class, amount)| {
-        let used = provider.used.get(class).copied().unwrap_or(0);
-        fits(&provider.name, class, provider.inventories.get(class), used, *amount).is_ok()
-    })
 }
 
 /// A provider as other services see it.

@@ -2,13 +2,13 @@
 
 use ::api::{Ctx, Reply, Request};
 use base::{Error, Result};
+use contract::services::has_room;
 use serde_json::{Map, Value, json};
 
 use super::allow;
 use super::providers::{Traits, amounts, known_parameters, member_of};
 use crate::State;
 use crate::model::Provider;
-use crate::service::has_room;
 
 const PARAMETERS: &[(&str, u16)] =
     &[("resources", 10), ("limit", 16), ("required", 17), ("member_of", 21), ("in_tree", 31)];
@@ -46,7 +46,7 @@ pub(super) async fn list(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
         let in_tree =
             tree.as_ref().is_none_or(|t| provider.root.to_string() == *t || provider.id.to_string() == *t);
         if in_tree
-            && has_room(provider, &resources)
+            && has_room(&provider.inventories, &provider.used, &resources)
             && traits.accepts(provider)
             && member_of(query, provider)?
         {

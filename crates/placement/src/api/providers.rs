@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ::api::types::{Int, Name, Patch, Uuid};
 use ::api::{Ctx, Query, Reply, Request};
 use base::{Error, ResourceProviderId, Result};
+use contract::services::has_room;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -12,7 +13,6 @@ use serde_json::{Map, Value, json};
 use super::{allow, need, provider_id, same_epoch};
 use crate::State;
 use crate::model::{Consumer, Provider};
-use crate::service::has_room;
 
 pub(super) fn view(cx: &Ctx<State>, p: &Provider) -> Value {
     let prefix = cx.settings_prefix();
@@ -177,7 +177,7 @@ pub(super) async fn list(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
         let fits = id.is_none_or(|id| p.id == id)
             && query.get("name").is_none_or(|n| p.name == n)
             && root.is_none_or(|root| root == Some(p.root))
-            && room.as_ref().is_none_or(|r| has_room(p, r))
+            && room.as_ref().is_none_or(|r| has_room(&p.inventories, &p.used, r))
             && traits.accepts(p)
             && member_of(&query, p)?;
         if fits {
