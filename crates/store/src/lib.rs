@@ -7,10 +7,11 @@
 //! Invariant: what `write` answered is on disk; two writers never overwrite each other (compare-and-set by revision);
 //! uniqueness is the database's word, told as a typed conflict. SQL is one portable subset: text, 64-bit integers.
 //!
-//! Start reading at [`Tx`] (what a closure can do), then [`Query`], then `sqlite.rs` and `postgres.rs`.
+//! Start reading at [`Tx`] (what a closure can do), then [`Query`], then `sqlite.rs`, `postgres.rs` and `lane.rs`.
 
 mod dump;
 mod gate;
+mod lane;
 mod lease;
 mod migrate;
 mod mirror;
@@ -231,14 +232,14 @@ impl Store {
         if let Fate::Lost(error) = fate {
             return Err(error);
         }
-        let result = self.attempts(Arc::new(work)).await;
+        let result = self.attempts(Arc::new(work), TypeId::of::<F>()).await;
         match fate {
             Fate::Unheard(error) => result.and(Err(error)),
             Fate::Carry | Fate::Lost(_) => result,
         }
     }
 
-    async fn attempts<T: Send + 'static>(&self, work: Work<T>) -> Result<T> {
+    async fn attempts<T: Send + 'static>(&self, work: Work<T>, closure: TypeId) -> Result<T> {
         let (began, mut attempt) = (Instant::now(), 0);
         let (fence, behind) = (share::fence(), self.0.outbox.behind());
         let work: Work<T> = Arc::new(move |tx| {
@@ -254,7 +255,7 @@ impl Store {
                     Ended::Done(result) => Ended::of(result),
                     again => again,
                 },
-                Engine::Postgres(postgres) => postgres.run(work.clone(), true).await,
+                Engine::Postgres(postgres) => postgres.write(work.clone(), closure).await,
             };
             if let Some(result) = self.again(&mut attempt, ended).await {
                 metrics::histogram!("allod_store_seconds", "kind" => "write").record(began.elapsed());

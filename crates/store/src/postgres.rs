@@ -1,5 +1,6 @@
 //! PostgreSQL: SERIALIZABLE transactions on pooled connections; closures run on blocking threads.
 
+use std::any::TypeId;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{AsyncMessage, Row};
 
+use crate::lane::Lane;
 use crate::outbox::{Outbox, Wake};
 use crate::tls::Tls;
 use crate::tx::{Connection, Failure, Tx};
@@ -30,14 +32,29 @@ const MIGRATING: Duration = Duration::from_secs(600);
 const RECONNECT: Duration = Duration::from_secs(1);
 
 pub(crate) struct Postgres {
-    pool: Pool,
-    /// Names this process in notifications: it does not wake itself.
-    origin: Arc<str>,
+    source: Source,
+    lane: Lane,
     clock: Arc<dyn Clock>,
     outbox: Arc<Outbox>,
 }
 
-fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+/// Where sessions come from.
+#[derive(Clone)]
+pub(crate) struct Source {
+    pool: Pool,
+    /// Names this process in notifications: it does not wake itself.
+    origin: Arc<str>,
+}
+
+impl Source {
+    pub async fn session(&self) -> Result<Session> {
+        let client = self.pool.get().await.map_err(unavailable)?;
+        let (runtime, origin) = (Handle::current(), self.origin.clone());
+        Ok(Session { client, runtime, origin, begin: None, again: None })
+    }
+}
+
+pub(crate) fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::unavailable("The database does not answer.").caused_by(error)
 }
 
@@ -64,13 +81,15 @@ impl Postgres {
             .map_err(unavailable)?;
         let origin: Arc<str> = origin.into();
         tokio::spawn(listen((config, tls), origin.clone(), Arc::downgrade(&outbox), pool.clone()));
-        Ok(Postgres { pool, origin, clock, outbox })
+        let source = Source { pool, origin };
+        let lane = Lane::new(source.clone(), clock.clone(), outbox.clone());
+        Ok(Postgres { source, lane, clock, outbox })
     }
 
     /// Waits until no other process migrates; nobody else does while the answer is kept. It is a session's lock that is
     /// asked for again and again: one that waited would hold a snapshot, which `CREATE INDEX CONCURRENTLY` waits for.
     pub async fn alone_here(&self) -> Result<deadpool_postgres::ClientWrapper> {
-        let client = self.pool.get().await.map_err(unavailable)?;
+        let client = self.source.pool.get().await.map_err(unavailable)?;
         // Out of the pool: the lock ends with the connection.
         let client = deadpool_postgres::Object::take(client);
         let deadline = tokio::time::Instant::now() + MIGRATING;
@@ -88,7 +107,7 @@ impl Postgres {
 
     /// Runs a statement that PostgreSQL wants outside of a transaction, or that must not wait long for a lock.
     pub async fn alone(&self, sql: &str) -> Result<()> {
-        let client = self.pool.get().await.map_err(unavailable)?;
+        let client = self.source.pool.get().await.map_err(unavailable)?;
         let done = client.batch_execute(sql).await;
         done.map_err(|error| match error.code() {
             Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
@@ -99,24 +118,31 @@ impl Postgres {
         })
     }
 
+    /// One attempt; a closure that met other writers waits in line for its next one.
+    pub async fn write<T: Send + 'static>(&self, work: Work<T>, closure: TypeId) -> Ended<T> {
+        if self.lane.takes(closure) {
+            return self.lane.write(work).await;
+        }
+        let ended = self.run(work, true).await;
+        if matches!(&ended, Ended::Again(error, _) if error.kind() == base::Kind::Retry) {
+            self.lane.met(closure);
+        }
+        ended
+    }
+
     pub async fn run<T: Send + 'static>(&self, work: Work<T>, writable: bool) -> Ended<T> {
         let now = self.clock.now();
-        let client = match self.pool.get().await {
-            Ok(client) => client,
-            Err(error) => return Ended::Done(Err(unavailable(error))),
+        let mut session = match self.source.session().await {
+            Ok(session) => session,
+            Err(error) => return Ended::Done(Err(error)),
         };
         let outbox = self.outbox.clone();
-        let origin = self.origin.clone();
-        let runtime = Handle::current();
-        let run = move || {
-            let mut session = Session { client, runtime, origin, begin: None, again: None };
-            match session.transaction(&*work, now, writable) {
-                Ok((value, wakes)) => {
-                    outbox.deliver(wakes);
-                    Ended::Done(Ok(value))
-                }
-                Err(ended) => ended,
+        let run = move || match session.transaction(&*work, now, writable) {
+            Ok((value, wakes)) => {
+                outbox.deliver(wakes);
+                Ended::Done(Ok(value))
             }
+            Err(ended) => ended,
         };
         let ended = tokio::task::spawn_blocking(run).await;
         ended.unwrap_or_else(|e| Ended::Done(Err(Error::internal(e))))
@@ -193,14 +219,24 @@ async fn poll(pool: &Pool, outbox: &Outbox) -> Result<()> {
 }
 
 /// Why a transaction has to be run again, whatever its closure made of the failure.
-enum Again {
+pub(crate) enum Again {
     /// Another writer was in the way.
     Conflict(String),
     /// The connection broke before the commit was sent.
     Lost(String),
 }
 
-struct Session {
+impl Again {
+    pub fn ended<T>(&self) -> Ended<T> {
+        let error = match self {
+            Again::Conflict(why) => Error::retry(why.clone()),
+            Again::Lost(why) => unavailable(why.clone()),
+        };
+        Ended::Again(error, crate::ATTEMPTS)
+    }
+}
+
+pub(crate) struct Session {
     client: deadpool_postgres::Object,
     runtime: Handle,
     origin: Arc<str>,
@@ -219,55 +255,83 @@ impl Session {
         writable: bool,
     ) -> std::result::Result<(T, Vec<Wake>), Ended<T>> {
         // A snapshot is all that a read needs, and it never fails for others' writes.
-        self.begin = Some(if writable {
+        self.open(if writable {
             "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE"
         } else {
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
         });
-        let (result, violated) = {
-            let mut tx = Tx::new(self, now, writable);
-            let done = catch_unwind(AssertUnwindSafe(|| {
-                let value = work(&mut tx)?;
-                Ok((value, tx.flush_wakes()?))
-            }));
-            (done.unwrap_or_else(|_| Err(Error::internal("a transaction panicked"))), tx.violated)
-        };
-        if self.begin.take().is_some() && self.again.is_none() {
-            // Nothing was asked of the database.
-            return result.map_err(|error| Ended::of(Err(error)));
+        let result = self.closure(work, now, writable);
+        if let Some(again) = self.give_up() {
+            return Err(again.ended());
         }
-        if !writable && self.again.is_none() {
+        if self.begin.take().is_some() {
+            // Nothing was asked of the database.
+            return result;
+        }
+        if !writable {
             // Nobody waits for the end of a read: whoever has the connection next comes after it.
             let _ = self.client.batch_execute("COMMIT").now_or_never();
-            return result.map_err(|error| Ended::of(Err(error)));
-        }
-        if let Some(again) = self.again.take() {
-            let _ = self.batch("ROLLBACK");
-            return Err(match again {
-                Again::Conflict(why) => Ended::Again(Error::retry(why), crate::ATTEMPTS),
-                Again::Lost(why) => Ended::Again(unavailable(why), crate::ATTEMPTS),
-            });
+            return result;
         }
         match result {
-            Ok(done) => match self.batch("COMMIT") {
+            Ok(done) => match self.commit("COMMIT") {
                 Ok(()) => Ok(done),
-                Err(failure) => Err(match self.again.take() {
-                    Some(Again::Conflict(why)) => Ended::Again(Error::retry(why), crate::ATTEMPTS),
-                    // Whether it was committed is not known: the caller has to look.
-                    _ => Ended::Done(Err(failure.into())),
-                }),
+                Err((Some(again @ Again::Conflict(_)), _)) => Err(again.ended()),
+                // Whether it was committed is not known: the caller has to look.
+                Err((_, error)) => Err(Ended::Done(Err(error))),
             },
-            Err(error) => {
+            Err(ended) => {
                 let _ = self.batch("ROLLBACK");
-                // The refusing row may be newer than this snapshot: the closure sees it the next time, and may choose
-                // another value.
-                Err(if violated && !crate::tx::is_stale(&error) {
-                    Ended::Again(error, 3)
-                } else {
-                    Ended::of(Err(error))
-                })
+                Err(ended)
             }
         }
+    }
+
+    /// What begins the transaction, or the savepoint, of what comes next.
+    pub fn open(&mut self, begin: &'static str) {
+        // What was opened before and not used is good enough.
+        self.begin.get_or_insert(begin);
+    }
+
+    /// What was opened and not used.
+    pub fn opened(&self) -> Option<&'static str> {
+        self.begin
+    }
+
+    /// Runs a closure in what was opened.
+    pub fn closure<T>(
+        &mut self,
+        work: &Closure<T>,
+        now: Timestamp,
+        writable: bool,
+    ) -> std::result::Result<(T, Vec<Wake>), Ended<T>> {
+        let mut tx = Tx::new(self, now, writable);
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            let value = work(&mut tx)?;
+            Ok((value, tx.flush_wakes()?))
+        }));
+        let violated = tx.violated;
+        match done.unwrap_or_else(|_| Err(Error::internal("a transaction panicked"))) {
+            Ok(done) => Ok(done),
+            // The refusing row may be newer than this snapshot: the closure sees it the next time, and may choose
+            // another value.
+            Err(error) if violated && !crate::tx::is_stale(&error) => Err(Ended::Again(error, 3)),
+            Err(error) => Err(Ended::of(Err(error))),
+        }
+    }
+
+    /// Ends a transaction that has to be run again, and says why.
+    pub fn give_up(&mut self) -> Option<Again> {
+        let again = self.again.take()?;
+        self.begin = None;
+        let _ = self.batch("ROLLBACK");
+        Some(again)
+    }
+
+    /// Commits by `sql`.
+    pub fn commit(&mut self, sql: &str) -> std::result::Result<(), (Option<Again>, Error)> {
+        self.begin = None;
+        self.batch(sql).map_err(|failure| (self.again.take(), failure.into()))
     }
 
     /// Sends the beginning without waiting for its answer: should it be refused, so is the statement that follows.

@@ -45,6 +45,7 @@ on_every_engine!(
     queries_agree_with_a_model,
     paging_visits_everything_once,
     concurrent_increments_lose_nothing,
+    many_writers_of_one_row_all_get_through,
     quota_is_never_exceeded,
     a_failing_closure_takes_nothing_with_it,
     wakes_come_after_the_commit_and_until_acknowledged,

@@ -247,6 +247,45 @@ pub async fn concurrent_increments_lose_nothing(store: Store) {
     assert_eq!(all(&store).await[0].size, 80);
 }
 
+pub async fn many_writers_of_one_row_all_get_through(store: Store) {
+    let entropy = Entropy::seeded(1);
+    let id = add(&store, Thing { size: 0, ..thing(&entropy, "a") }).await.unwrap().id;
+    add(&store, thing(&entropy, "taken")).await.unwrap();
+    let tasks: Vec<_> = (0..48)
+        .map(|n| {
+            let (store, entropy) = (store.clone(), Entropy::seeded(100 + n));
+            tokio::spawn(async move {
+                for turn in 0..10 {
+                    let name = if n % 3 == 1 { "taken".to_owned() } else { format!("{n}-{turn}") };
+                    let new = thing(&entropy, &name);
+                    let done = store.write(move |tx| {
+                        let mut t = tx.need::<Thing>(&id)?;
+                        t.size += 1;
+                        tx.update(&mut t)?;
+                        tx.insert(&mut new.clone())?;
+                        match n % 3 {
+                            2 => Err(Error::bad_request("no")),
+                            _ => Ok(()),
+                        }
+                    });
+                    let done = done.await;
+                    match n % 3 {
+                        0 => done.unwrap(),
+                        1 => assert!(unique_violation(&done.unwrap_err()).is_some()),
+                        _ => assert_eq!(done.unwrap_err().kind(), Kind::BadRequest),
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let all = all(&store).await;
+    assert_eq!(all.iter().find(|t| t.id == id).unwrap().size, 160, "each that was not refused counts once");
+    assert_eq!(all.len(), 162);
+}
+
 pub async fn quota_is_never_exceeded(store: Store) {
     let tasks: Vec<_> = (0..20)
         .map(|n| {
