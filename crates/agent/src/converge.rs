@@ -265,7 +265,7 @@ impl Agent {
     }
 
     /// Everything around the guest, in this host's terms.
-    async fn prepare(&self, server: &ServerSpec) -> Result<GuestPlan> {
+    async fn prepare(&self, server: &Arc<ServerSpec>) -> Result<GuestPlan> {
         let mut disks = Vec::with_capacity(server.disks.len());
         let mut images = Vec::with_capacity(server.disks.len());
         for disk in &server.disks {

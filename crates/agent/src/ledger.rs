@@ -1,7 +1,7 @@
 //! What the agent must not forget: the last accepted spec, and which starts it already made.
 //!
 //! One JSON file, written aside, fsynced and renamed; the version before is kept as `ledger.json.old`. Simulated hosts keep
-//! the same bytes with a [`Keeper`] instead.
+//! the same with a [`Keeper`] instead.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,28 +22,29 @@ pub struct Start {
     pub boot_id: String,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Content {
-    spec: Option<HostSpec>,
+/// What a ledger keeps; to be looked at through a [`Ledger`].
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Kept {
+    spec: Option<Arc<HostSpec>>,
     starts: BTreeMap<ServerId, Start>,
     /// Reports numbered below this may have been sent.
     #[serde(default)]
     sequences: u64,
 }
 
-/// Keeps the ledger's bytes where there is no disk: simulated hosts.
+/// Keeps the ledger where there is no disk: simulated hosts.
 pub trait Keeper: Send + Sync + 'static {
-    /// The bytes kept last, if any.
+    /// What was kept last, if anything.
     ///
     /// # Errors
-    /// Where they cannot be read.
-    fn load(&self) -> Result<Option<Vec<u8>>>;
+    /// Where it cannot be read.
+    fn load(&self) -> Result<Option<Kept>>;
 
-    /// Keeps `bytes` in place of those before, for good.
+    /// Keeps this in place of what was kept before, for good.
     ///
     /// # Errors
-    /// Where they cannot be kept; then those before are.
-    fn save(&self, bytes: &[u8]) -> Result<()>;
+    /// Where it cannot be kept; then what was before is.
+    fn save(&self, kept: &Kept) -> Result<()>;
 }
 
 enum Place {
@@ -54,7 +55,7 @@ enum Place {
 /// The ledger, as it is kept.
 pub struct Ledger {
     place: Place,
-    content: Content,
+    content: Kept,
 }
 
 impl Ledger {
@@ -79,17 +80,14 @@ impl Ledger {
     /// What `keeper` keeps, or an empty ledger.
     ///
     /// # Errors
-    /// Where it cannot be read or is damaged.
+    /// Where it cannot be read.
     pub fn kept_by(keeper: Arc<dyn Keeper>) -> Result<Self> {
-        let content = match keeper.load()? {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(Error::internal)?,
-            None => Content::default(),
-        };
+        let content = keeper.load()?.unwrap_or_default();
         Ok(Ledger { place: Place::Keeper(keeper), content })
     }
 
     /// The last accepted spec.
-    pub fn spec(&self) -> Option<&HostSpec> {
+    pub fn spec(&self) -> Option<&Arc<HostSpec>> {
         self.content.spec.as_ref()
     }
 
@@ -97,7 +95,7 @@ impl Ledger {
     ///
     /// # Errors
     /// `Conflict` for an older generation, or the same generation with other content.
-    pub fn accept(&mut self, spec: HostSpec) -> Result<Arc<HostSpec>> {
+    pub fn accept(&mut self, spec: Arc<HostSpec>) -> Result<()> {
         if let Some(held) = &self.content.spec {
             if held.host != spec.host {
                 return Err(Error::conflict(format!("spec is for host {}, not {}", spec.host, held.host)));
@@ -117,9 +115,8 @@ impl Ledger {
         }
         let keep: std::collections::BTreeSet<_> = spec.servers.iter().map(|s| s.id).collect();
         self.content.starts.retain(|id, _| keep.contains(id));
-        self.content.spec = Some(spec.clone());
-        self.save()?;
-        Ok(Arc::new(spec))
+        self.content.spec = Some(spec);
+        self.save()
     }
 
     /// The last start of a server.
@@ -157,11 +154,11 @@ impl Ledger {
     }
 
     fn save(&self) -> Result<()> {
-        let bytes = serde_json::to_vec(&self.content).map_err(Error::internal)?;
         let path = match &self.place {
             Place::File(path) => path,
-            Place::Keeper(keeper) => return keeper.save(&bytes),
+            Place::Keeper(keeper) => return keeper.save(&self.content),
         };
+        let bytes = serde_json::to_vec(&self.content).map_err(Error::internal)?;
         let aside = path.with_extension("json.new");
         let old = path.with_extension("json.old");
         let io = |e: std::io::Error| Error::internal(format!("{}: {e}", path.display()));
@@ -179,7 +176,7 @@ impl Ledger {
     }
 }
 
-fn read(path: &Path) -> std::io::Result<Option<Content>> {
+fn read(path: &Path) -> std::io::Result<Option<Kept>> {
     match fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(std::io::Error::other),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),

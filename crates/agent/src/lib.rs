@@ -147,7 +147,7 @@ impl Agent {
         mut ledger: Ledger,
         lease_clock: Option<Arc<dyn Clock>>,
     ) -> Arc<Self> {
-        let spec = ledger.spec().cloned().map(Arc::new);
+        let spec = ledger.spec().cloned();
         let now = u64::try_from(clock.now().0).unwrap_or(0);
         let sequence = ledger.take_sequences(now, SEQUENCES).unwrap_or_else(|error| {
             tracing::warn!(host = %config.host, error = %error.chain(), "numbers of reports not written down");
@@ -232,10 +232,10 @@ impl Agent {
         }
     }
 
-    async fn accept(self: &Arc<Self>, spec: HostSpec) {
-        let this = self.clone();
-        match contract::blocking(move || this.ledger.lock().accept(spec)).await {
-            Ok(spec) => {
+    async fn accept(self: &Arc<Self>, spec: Arc<HostSpec>) {
+        let (this, new) = (self.clone(), spec.clone());
+        match contract::blocking(move || this.ledger.lock().accept(new)).await {
+            Ok(()) => {
                 self.spec.send_replace(Some(spec));
                 self.tell_lease().await;
                 self.renew.notify_one();

@@ -247,11 +247,11 @@ fn network_backend(state: &State, config: &Config) -> Backend {
 struct NoDisk;
 
 impl agent::ledger::Keeper for NoDisk {
-    fn load(&self) -> base::Result<Option<Vec<u8>>> {
+    fn load(&self) -> base::Result<Option<agent::ledger::Kept>> {
         Ok(None)
     }
 
-    fn save(&self, _bytes: &[u8]) -> base::Result<()> {
+    fn save(&self, _kept: &agent::ledger::Kept) -> base::Result<()> {
         Ok(())
     }
 }

@@ -33,7 +33,35 @@ const PAGE: usize = 64;
 /// What is in memory of one host; everything in it can be lost.
 struct Runtime {
     spec: watch::Sender<Option<Arc<HostSpec>>>,
+    /// The servers of the spec that was folded last, in id order, with the SHA-256 of each: hashing a spec costs what
+    /// changed in it.
+    digests: Mutex<Vec<(Arc<ServerSpec>, [u8; 32])>>,
     told: Mutex<Told>,
+}
+
+impl Runtime {
+    fn new() -> Self {
+        Runtime { spec: watch::Sender::new(None), digests: Mutex::default(), told: Mutex::default() }
+    }
+
+    /// SHA-256 of a spec's content in hex, over everything but its generation.
+    fn hash(&self, spec: &HostSpec) -> Result<String> {
+        let mut held = self.digests.lock();
+        let mut digests = Vec::with_capacity(spec.servers.len());
+        let rest = (&spec.host, &spec.volumes, &spec.snapshots);
+        let mut whole = Sha256::new_with_prefix(serde_json::to_vec(&rest).map_err(Error::internal)?);
+        for server in &spec.servers {
+            let same = held.binary_search_by_key(&server.id, |(s, _)| s.id).ok().map(|at| &held[at]);
+            let digest = match same {
+                Some((known, digest)) if Arc::ptr_eq(known, server) => *digest,
+                _ => Sha256::digest(serde_json::to_vec(server).map_err(Error::internal)?).into(),
+            };
+            whole.update(digest);
+            digests.push((server.clone(), digest));
+        }
+        *held = digests;
+        Ok(hex::encode(whole.finalize()))
+    }
 }
 
 #[derive(Default)]
@@ -83,11 +111,7 @@ pub(crate) struct Hosts(Mutex<HashMap<HostId, Arc<Runtime>>>);
 
 impl Hosts {
     fn of(&self, id: HostId) -> Arc<Runtime> {
-        self.0
-            .lock()
-            .entry(id)
-            .or_insert_with(|| Arc::new(Runtime { spec: watch::Sender::new(None), told: Mutex::default() }))
-            .clone()
+        self.0.lock().entry(id).or_insert_with(|| Arc::new(Runtime::new())).clone()
     }
 
     /// The newest report of a server by its host.
@@ -193,13 +217,12 @@ impl State {
                 let leases = tx.list::<HostLease>(&Query::new().is_in("id", &ids))?;
                 let here = Query::new().is_in("host_id", &ids).eq("deleting", false);
                 let here = tx.versions::<Server>(&here)?;
-                let known: HashMap<String, u64> = known
-                    .iter()
-                    .flat_map(|spec| &spec.servers)
-                    .map(|s| (s.id.to_string(), s.generation))
-                    .collect();
-                let changed = here.iter().filter(|(id, v)| known.get(id) != Some(&v.generation));
-                let changed: Vec<String> = changed.map(|(id, _)| id.clone()).collect();
+                let here: HashMap<ServerId, u64> =
+                    here.iter().filter_map(|(id, v)| Some((id.parse().ok()?, v.generation))).collect();
+                let known: HashMap<ServerId, u64> =
+                    known.iter().flat_map(|spec| &spec.servers).map(|s| (s.id, s.generation)).collect();
+                let changed = here.iter().filter(|(id, generation)| known.get(id) != Some(*generation));
+                let changed: Vec<ServerId> = changed.map(|(id, _)| *id).collect();
                 let changed = tx.list::<Server>(&Query::new().is_in("id", changed))?;
                 Ok((rows, leases, here, changed))
             })
@@ -208,13 +231,12 @@ impl State {
             hosts.iter().map(|host| (*host, HostSpec::empty(*host))).collect();
         for server in changed.iter().filter(|s| s.ready && !s.deleting) {
             if let Some(spec) = server.host_id.and_then(|host| specs.get_mut(&host)) {
-                spec.servers.push(server_spec(server));
+                spec.servers.push(Arc::new(server_spec(server)));
             }
         }
-        let here: HashMap<String, u64> = here.into_iter().map(|(id, v)| (id, v.generation)).collect();
         for held in &held {
             let Some(spec) = specs.get_mut(&held.host) else { continue };
-            let same = |s: &&ServerSpec| here.get(&s.id.to_string()) == Some(&s.generation);
+            let same = |s: &&Arc<ServerSpec>| here.get(&s.id) == Some(&s.generation);
             spec.servers.extend(held.servers.iter().filter(same).cloned());
         }
         let mut specs: Vec<HostSpec> = specs.into_values().collect();
@@ -255,8 +277,7 @@ impl State {
         }
         let mut wanted = BTreeMap::new();
         for content in &changed {
-            let text = serde_json::to_vec(&content.spec).map_err(Error::internal)?;
-            let hash = hex::encode(Sha256::digest(&text));
+            let hash = self.hosts.of(content.spec.host).hash(&content.spec)?;
             wanted.insert(content.spec.host, (content.row, content.fence, hash));
         }
         let generations = self.store.write(move |tx| number(tx, &wanted)).await?;
@@ -498,11 +519,11 @@ pub(crate) fn unfinished(server: &Server) -> bool {
 
 #[async_trait]
 impl ControlPlane for State {
-    async fn spec(&self, host: HostId, after: u64) -> Result<Option<HostSpec>> {
+    async fn spec(&self, host: HostId, after: u64) -> Result<Option<Arc<HostSpec>>> {
         let mut spec = self.hosts.of(host).spec.subscribe();
         let newer = spec.wait_for(|s| s.as_ref().is_some_and(|s| s.generation > after));
         match tokio::time::timeout(LONG_POLL, newer).await {
-            Ok(Ok(found)) => Ok(found.as_ref().map(|s| HostSpec::clone(s))),
+            Ok(Ok(found)) => Ok(found.clone()),
             Ok(Err(_)) | Err(_) => Ok(None),
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::{PortId, Result, ServerId, SnapshotId, Timestamp, VolumeId};
@@ -50,7 +51,7 @@ pub struct BlockDevice {
 #[derive(Debug, Clone)]
 pub struct GuestPlan {
     /// The server.
-    pub spec: ServerSpec,
+    pub spec: Arc<ServerSpec>,
     /// One per disk of the spec, same order. Local disks (image overlay, blank) are `None`: the hypervisor makes them.
     pub disks: Vec<Option<BlockDevice>>,
     /// Verified local copies of images used by `DiskSource::Image`, same order as `disks` (`None` elsewhere).

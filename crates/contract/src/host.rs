@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use base::net::IpNet;
 use base::{
@@ -13,15 +14,16 @@ use base::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Everything one host shall run. A full picture, not a delta: what is absent shall not be there.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Everything one host shall run. A full picture, not a delta: what is absent shall not be there. Pictures that follow
+/// each other share the servers that did not change, so that a host's thousandth change costs no more than its first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostSpec {
     /// The host.
     pub host: HostId,
     /// Grows with every change of the content; never back.
     pub generation: u64,
     /// Servers, in id order.
-    pub servers: Vec<ServerSpec>,
+    pub servers: Vec<Arc<ServerSpec>>,
     /// Volumes stored on this host, in id order.
     pub volumes: Vec<VolumeSpec>,
     /// Snapshots of those volumes, in id order.
@@ -50,7 +52,8 @@ pub enum Power {
 }
 
 /// A virtual machine as it shall be on this host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+// `Eq`, so that two `Arc`s of the same one are equal without a look inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerSpec {
     /// The server.
     pub id: ServerId,
@@ -85,7 +88,7 @@ pub struct ServerSpec {
 }
 
 /// A disk of a server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
     /// `root`, `ephemeral0`, `swap`, or the volume's id: the name under which the disk is found again.
     pub name: String,
@@ -98,7 +101,7 @@ pub struct DiskSpec {
 }
 
 /// What a disk is made of.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskSource {
     /// A local overlay on an image, `size_gib` large (0: the image's virtual size).
@@ -134,7 +137,7 @@ pub struct ImageRef {
 }
 
 /// A network interface of a server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicSpec {
     /// The port; also the `iface-id` under which OVN binds the tap.
     pub port: PortId,
@@ -151,7 +154,7 @@ pub struct NicSpec {
 }
 
 /// The localport through which guests of a network reach the metadata service.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetadataPort {
     /// The port.
     pub port: PortId,
@@ -162,7 +165,7 @@ pub struct MetadataPort {
 }
 
 /// What a guest may read about itself (Nova metadata formats are built from this by the agent).
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct GuestMetadata {
     /// `hostname` in the metadata.
     pub hostname: String,
@@ -193,7 +196,7 @@ pub struct GuestMetadata {
 }
 
 /// A volume as it shall be on this host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeSpec {
     /// The volume.
     pub id: VolumeId,
@@ -206,7 +209,7 @@ pub struct VolumeSpec {
 }
 
 /// Where a new volume's content comes from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VolumeSource {
     /// Zeros.
@@ -221,7 +224,7 @@ pub enum VolumeSource {
 }
 
 /// A snapshot as it shall be on this host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotSpec {
     /// The snapshot.
     pub id: SnapshotId,

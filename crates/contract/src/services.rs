@@ -440,7 +440,7 @@ pub trait HostAccess: Send + Sync {
 #[async_trait]
 pub trait ControlPlane: Send + Sync {
     /// Waits until there is a spec with a generation above `after` (at most about 30 s), else `None`.
-    async fn spec(&self, host: HostId, after: u64) -> Result<Option<HostSpec>>;
+    async fn spec(&self, host: HostId, after: u64) -> Result<Option<Arc<HostSpec>>>;
     /// Hands in a report; also registers an unknown host.
     async fn report(&self, report: HostReport) -> Result<()>;
     /// Renews the host's lease: its guests may run for the time answered, counted from the moment before this was asked.

@@ -75,9 +75,10 @@ pub async fn block_storage(driver: &dyn BlockStorage, entropy: &Entropy) -> Verd
 pub async fn hypervisor(driver: &dyn Hypervisor, mut plan: GuestPlan) -> Verdict {
     let id = plan.spec.id;
     let mut step = async |power: Power, reboots: u64, start: bool| -> Result<Guest, String> {
-        plan.spec.power = power;
-        plan.spec.reboots = reboots;
-        plan.spec.generation += 1;
+        let spec = std::sync::Arc::make_mut(&mut plan.spec);
+        spec.power = power;
+        spec.reboots = reboots;
+        spec.generation += 1;
         driver.ensure(&plan, start).await.map_err(tell)
     };
     let guest = step(Power::Running, 0, true).await?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use agent::ledger::{Keeper, Ledger};
+use agent::ledger::{Keeper, Kept, Ledger};
 use agent::{Agent, Drivers};
 use base::{Clock, Entropy, Error, HostId, Result};
 use contract::host::HostSpec;
@@ -51,7 +51,7 @@ pub struct Machine {
     pub dice: Entropy,
     /// What happened.
     pub trace: Trace,
-    ledger: Mutex<Option<Vec<u8>>>,
+    ledger: Mutex<Option<Kept>>,
     boot: AtomicU64,
     trouble: Mutex<Trouble>,
     running: Mutex<Option<Running>>,
@@ -203,18 +203,18 @@ struct LedgerOf {
 }
 
 impl Keeper for LedgerOf {
-    fn load(&self) -> Result<Option<Vec<u8>>> {
+    fn load(&self) -> Result<Option<Kept>> {
         Ok(self.machine.ledger.lock().clone())
     }
 
-    fn save(&self, bytes: &[u8]) -> Result<()> {
+    fn save(&self, kept: &Kept) -> Result<()> {
         if self.dead.is_cancelled() {
             return Err(Error::unavailable("the agent is dead"));
         }
         if self.machine.disk_full.load(Ordering::SeqCst) {
             return Err(Error::unavailable("no space left on device"));
         }
-        *self.machine.ledger.lock() = Some(bytes.to_vec());
+        *self.machine.ledger.lock() = Some(kept.clone());
         if self.machine.die_at_ledger.swap(false, Ordering::SeqCst) {
             self.dead.cancel();
             self.machine.trace.event("agent", format_args!("{} dies at its ledger", self.machine.name));

@@ -135,7 +135,7 @@ impl AgentLink {
 
 #[async_trait]
 impl ControlPlane for AgentLink {
-    async fn spec(&self, host: HostId, after: u64) -> Result<Option<HostSpec>> {
+    async fn spec(&self, host: HostId, after: u64) -> Result<Option<Arc<HostSpec>>> {
         self.alive()?;
         self.machine.wire.carry().await?;
         let server = self.control.current()?;

@@ -95,7 +95,7 @@ fn unreachable(error: reqwest::Error) -> Error {
 
 #[async_trait]
 impl ControlPlane for Client {
-    async fn spec(&self, _host: HostId, after: u64) -> Result<Option<HostSpec>> {
+    async fn spec(&self, _host: HostId, after: u64) -> Result<Option<Arc<HostSpec>>> {
         optional(send(self.request(Method::GET, &format!("spec?after={after}")).timeout(TIMEOUT)).await?)
             .await
     }

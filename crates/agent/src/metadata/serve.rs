@@ -32,7 +32,7 @@ impl Directory {
     }
 
     /// The one server with a NIC on `network` that has the fixed address `source`; `None` if none or several.
-    pub fn find(&self, network: NetworkId, source: IpAddr) -> Option<ServerSpec> {
+    pub fn find(&self, network: NetworkId, source: IpAddr) -> Option<Arc<ServerSpec>> {
         let spec = self.0.borrow().clone()?;
         let mut found = spec
             .servers

@@ -22,14 +22,14 @@ use tokio::sync::watch;
 
 /// A control plane that holds one spec and keeps the last report.
 struct Desk {
-    spec: watch::Sender<Option<HostSpec>>,
+    spec: watch::Sender<Option<Arc<HostSpec>>>,
     reports: watch::Sender<Option<HostReport>>,
     away: Mutex<bool>,
 }
 
 #[async_trait]
 impl ControlPlane for Desk {
-    async fn spec(&self, _: HostId, after: u64) -> Result<Option<HostSpec>> {
+    async fn spec(&self, _: HostId, after: u64) -> Result<Option<Arc<HostSpec>>> {
         if *self.away.lock() {
             return Err(Error::unavailable("away"));
         }
@@ -97,7 +97,7 @@ impl World {
 
     fn publish(&mut self) {
         self.spec.generation += 1;
-        self.desk.spec.send_replace(Some(self.spec.clone()));
+        self.desk.spec.send_replace(Some(Arc::new(self.spec.clone())));
     }
 
     async fn restart(&mut self, boot_id: &str) {
@@ -111,7 +111,7 @@ impl World {
 
     fn add_server(&mut self) -> ServerId {
         let id = ServerId::random(&self.entropy);
-        self.spec.servers.push(ServerSpec {
+        self.spec.servers.push(Arc::new(ServerSpec {
             id,
             generation: 1,
             project_id: ProjectId::new("p"),
@@ -127,7 +127,7 @@ impl World {
             nics: vec![],
             config_drive: true,
             metadata: GuestMetadata::default(),
-        });
+        }));
         id
     }
 
@@ -155,7 +155,7 @@ async fn a_server_with_a_volume_runs_and_goes() {
         size_gib: 1,
         source: VolumeSource::Blank,
     });
-    world.spec.servers[0].disks.push(DiskSpec {
+    Arc::make_mut(&mut world.spec.servers[0]).disks.push(DiskSpec {
         name: volume.to_string(),
         source: DiskSource::Volume { volume },
         serial: volume.to_string()[..20].into(),
@@ -183,7 +183,7 @@ async fn a_crashed_guest_is_reported_and_starts_only_when_asked() {
     world.until_server(id, |s| s.power == Some(PowerObserved::Crashed)).await;
     world.restart("boot-1").await;
     world.until_server(id, |s| s.power == Some(PowerObserved::Crashed)).await;
-    world.spec.servers[0].generation += 1;
+    Arc::make_mut(&mut world.spec.servers[0]).generation += 1;
     world.publish();
     world.until_server(id, |s| s.generation == 2 && s.power == Some(PowerObserved::Running)).await;
 }
@@ -228,7 +228,7 @@ struct Lessor {
 
 #[async_trait]
 impl ControlPlane for Lessor {
-    async fn spec(&self, host: HostId, after: u64) -> Result<Option<HostSpec>> {
+    async fn spec(&self, host: HostId, after: u64) -> Result<Option<Arc<HostSpec>>> {
         self.desk.spec(host, after).await
     }
 
@@ -300,7 +300,7 @@ async fn a_host_that_was_cut_off_takes_its_new_spec_before_it_runs_anything() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(running(&world).is_empty(), "no lease for an old spec");
     world.spec.servers.retain(|s| s.id == kept);
-    world.spec.servers[0].generation += 1;
+    Arc::make_mut(&mut world.spec.servers[0]).generation += 1;
     world.publish();
     world.until_server(kept, |s| s.generation == 2 && s.power == Some(PowerObserved::Running)).await;
     world.until(|r| !r.servers.iter().any(|s| s.id == moved)).await;

@@ -264,10 +264,10 @@ async fn a_floating_address_reaches_the_guest_metadata() {
     w.until("no nic", || async { spec_of(&w, &id).await.nics.is_empty() }).await;
 }
 
-async fn spec_of(w: &World, id: &str) -> contract::host::ServerSpec {
+async fn spec_of(w: &World, id: &str) -> std::sync::Arc<contract::host::ServerSpec> {
     use contract::services::ControlPlane as _;
     let spec = w.state.spec(w.hosts[0].0, 0).await.unwrap().unwrap();
-    spec.servers.into_iter().find(|s| s.id.to_string() == id).unwrap()
+    spec.servers.iter().find(|s| s.id.to_string() == id).unwrap().clone()
 }
 
 fn report(host: base::HostId, sequence: u64, generation: u64) -> contract::host::HostReport {

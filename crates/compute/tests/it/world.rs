@@ -442,14 +442,14 @@ impl store::Gate for Life {
 
 /// A ledger without a disk.
 #[derive(Default)]
-struct Memory(Mutex<Option<Vec<u8>>>);
+struct Memory(Mutex<Option<agent::ledger::Kept>>);
 
 impl agent::ledger::Keeper for Memory {
-    fn load(&self) -> Result<Option<Vec<u8>>> {
+    fn load(&self) -> Result<Option<agent::ledger::Kept>> {
         Ok(self.0.lock().clone())
     }
-    fn save(&self, bytes: &[u8]) -> Result<()> {
-        *self.0.lock() = Some(bytes.to_vec());
+    fn save(&self, kept: &agent::ledger::Kept) -> Result<()> {
+        *self.0.lock() = Some(kept.clone());
         Ok(())
     }
 }
@@ -551,7 +551,7 @@ impl Gate {
 
 #[async_trait]
 impl ControlPlane for Gate {
-    async fn spec(&self, host: HostId, after: u64) -> Result<Option<HostSpec>> {
+    async fn spec(&self, host: HostId, after: u64) -> Result<Option<Arc<HostSpec>>> {
         let mut way = self.way.subscribe();
         let poll = self.pass(|state| async move { state.spec(host, after).await });
         // Cut short, so that a poll that waits does not hide that the way is open again.

@@ -6,6 +6,7 @@ mod mini;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base::{Entropy, ImageId, ProjectId, ServerId, UserId, VolumeId};
@@ -93,7 +94,7 @@ impl World {
             metadata: GuestMetadata::default(),
         };
         GuestPlan {
-            spec,
+            spec: spec.into(),
             disks: vec![None],
             images: vec![Some(self.dir.path().join("images/boot.raw"))],
             taps: vec![],
@@ -106,7 +107,7 @@ impl World {
         let path = self.dir.path().join(format!("{volume}.qcow2"));
         qemu_img(&["create", "-q", "-f", "qcow2", &path.display().to_string(), "16M"]);
         std::os::unix::fs::chown(&path, Some(64117), Some(64117)).unwrap();
-        plan.spec.disks.push(DiskSpec {
+        Arc::make_mut(&mut plan.spec).disks.push(DiskSpec {
             name: volume.to_string(),
             source: DiskSource::Volume { volume },
             serial: volume.to_string()[..20].into(),
@@ -232,12 +233,12 @@ async fn memory_survives_suspend() {
     let id = plan.spec.id;
     driver.ensure(&plan, true).await.unwrap();
     console_grows(&driver, id).await;
-    plan.spec.power = Power::Suspended;
+    Arc::make_mut(&mut plan.spec).power = Power::Suspended;
     assert_eq!(driver.ensure(&plan, false).await.unwrap().power, PowerObserved::Suspended);
     let again = world.driver().await;
     assert_eq!(again.observe().await.unwrap()[0].power, PowerObserved::Suspended, "known without a process");
     let before = again.console_log(id, None).await.unwrap();
-    plan.spec.power = Power::Running;
+    Arc::make_mut(&mut plan.spec).power = Power::Running;
     assert_eq!(again.ensure(&plan, false).await.unwrap().power, PowerObserved::Running);
     console_grows(&again, id).await;
     let after = again.console_log(id, None).await.unwrap();
@@ -330,7 +331,7 @@ async fn a_recycled_pid_is_neither_trusted_nor_killed() {
     let driver = world.driver().await;
     assert_eq!(driver.observe().await.unwrap()[0].power, PowerObserved::Crashed);
     let mut stopped = plan.clone();
-    stopped.spec.power = Power::Stopped;
+    Arc::make_mut(&mut stopped.spec).power = Power::Stopped;
     assert_eq!(driver.ensure(&stopped, false).await.unwrap().power, PowerObserved::Shutdown);
     driver.remove(id).await.unwrap();
     assert!(other.try_wait().unwrap().is_none(), "the other process goes on");

@@ -7,11 +7,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::{MacAddr, NetworkId, PortId, ServerId};
 use contract::drivers::{GuestPlan, Hypervisor};
-use contract::host::{NicSpec, Power, PowerObserved};
+use contract::host::{NicSpec, Power, PowerObserved, ServerSpec};
 use qemu::Qemu;
 
 use crate::{World, kill, until};
@@ -69,14 +70,20 @@ impl Mini {
         let id = plan.spec.id;
         std::fs::copy(image(), at.join("images/mini.qcow2")).unwrap();
         plan.images = vec![Some(at.join("images/mini.qcow2"))];
-        if let contract::host::DiskSource::Image { image, .. } = &mut plan.spec.disks[0].source {
+        if let contract::host::DiskSource::Image { image, .. } =
+            &mut Arc::make_mut(&mut plan.spec).disks[0].source
+        {
             image.format = "qcow2".into();
         }
-        plan.spec.memory_mib = 128;
+        Arc::make_mut(&mut plan.spec).memory_mib = 128;
         let mut mini = Mini { world, driver, plan, id };
         mini.plan.config_drive = Some(mini.config_drive());
         mini.add_nic(1);
         mini
+    }
+
+    fn spec(&mut self) -> &mut ServerSpec {
+        Arc::make_mut(&mut self.plan.spec)
     }
 
     /// A VFAT filesystem as the agent makes it.
@@ -99,14 +106,15 @@ impl Mini {
         run(Command::new("ip").args(["tuntap", "add", &tap, "mode", "tap", "user", &user]));
         run(Command::new("ip").args(["link", "set", &tap, "up"]));
         self.plan.taps.push(tap);
-        self.plan.spec.nics.push(NicSpec {
+        let nic = NicSpec {
             port: PortId::random(&self.world.entropy),
             network: NetworkId::random(&self.world.entropy),
             mac: format!("fa:16:3e:00:00:{n:02x}").parse::<MacAddr>().unwrap(),
             mtu: 1400,
             fixed_ips: vec![],
             metadata_port: None,
-        });
+        };
+        self.spec().nics.push(nic);
     }
 
     fn meta_data(&self) -> String {
@@ -118,8 +126,8 @@ impl Mini {
     }
 
     async fn ensure(&mut self, power: Power, start: bool) -> contract::drivers::Guest {
-        self.plan.spec.power = power;
-        self.plan.spec.generation += 1;
+        self.spec().power = power;
+        self.spec().generation += 1;
         self.driver.ensure(&self.plan, start).await.unwrap()
     }
 
@@ -186,7 +194,7 @@ async fn hot_plugging(m: &mut Mini) {
         .ssh(&format!("echo mine | dd of={link} conv=notrunc,fsync 2>/dev/null; blockdev --getsize64 {link}"))
         .await;
     assert_eq!(size.trim(), (16 << 20).to_string());
-    m.plan.spec.disks.pop();
+    m.spec().disks.pop();
     m.plan.disks.pop();
     m.plan.images.pop();
     assert_eq!(m.ensure(Power::Running, false).await.volumes, []);
@@ -195,7 +203,7 @@ async fn hot_plugging(m: &mut Mini) {
     m.add_nic(2);
     assert_eq!(m.ensure(Power::Running, false).await.ports.len(), 2);
     m.ssh("grep -q 00:02 /sys/class/net/eth1/address").await;
-    m.plan.spec.nics.pop();
+    m.spec().nics.pop();
     m.plan.taps.pop();
     assert_eq!(m.ensure(Power::Running, false).await.ports.len(), 1);
     m.ssh("test ! -e /sys/class/net/eth1").await;
@@ -222,8 +230,8 @@ async fn restarts(m: &mut Mini) {
     m.ssh("test -e /tmp/in-memory").await;
 
     // A soft reboot: the guest shuts down in order and boots, once.
-    m.plan.spec.reboots = 1;
-    m.plan.spec.reboot_hard = false;
+    m.spec().reboots = 1;
+    m.spec().reboot_hard = false;
     assert_eq!(m.ensure(Power::Running, false).await.reboots, 1);
     assert!(m.console().await.contains("allod-mini: power button"));
     m.said("allod-mini: ready", 2).await;
@@ -299,7 +307,7 @@ fn serve(listener: TcpListener, pages: Vec<(&'static str, String)>) {
 async fn metadata_comes_over_the_network() {
     let mut m = Mini::new().await;
     m.plan.config_drive = None;
-    m.plan.spec.config_drive = false;
+    m.spec().config_drive = false;
     run(Command::new("ip").args(["link", "set", "lo", "up"]));
     for address in ["10.9.0.1/24", "169.254.169.254/32"] {
         run(Command::new("ip").args(["address", "add", address, "dev", "tap1"]));

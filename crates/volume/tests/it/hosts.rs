@@ -166,12 +166,12 @@ async fn with_several_hosts_the_first_attachment_decides() {
     let (attachment, server) = (AttachmentId::random(&lab.entropy), ServerId::random(&lab.entropy));
     lab.state.reserve(key, attachment, server).await.unwrap();
     let mut spec = first.empty_spec();
-    spec.servers.push(server_with(server, key));
+    spec.servers.push(server_with(server, key).into());
     lab.state.contribute(std::slice::from_mut(&mut spec)).await.unwrap();
     assert_eq!(spec.volumes.len(), 1);
     assert_eq!(lab.state.describe(key).await.unwrap().host, Some(first.id));
     let mut other = second.empty_spec();
-    other.servers.push(server_with(server, key));
+    other.servers.push(server_with(server, key).into());
     lab.state.contribute(std::slice::from_mut(&mut other)).await.unwrap();
     assert!(other.volumes.is_empty(), "it stays where it was made");
     // A snapshot of a volume that lies nowhere yet places both where there is most room.
