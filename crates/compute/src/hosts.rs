@@ -1,4 +1,4 @@
-//! Hosts: folding their specs, taking their reports, knowing whether they live.
+//! Hosts: folding their specs, hearing their reports, knowing whether they live.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use crate::State;
 use crate::leases::{Given, raise};
 use crate::logic::fold::server_spec;
-use crate::logic::state::{Change, apply_report};
 use crate::model::{DiskState, Host, HostLease, JoinedHost, Server};
+use crate::reports::News;
 
 /// How long an agent's question for a newer spec is held.
 const LONG_POLL: Duration = Duration::from_secs(30);
@@ -432,42 +432,6 @@ impl State {
             .ensure_provider(ResourceProviderId(id.0), &capacity.hostname, &inventories, &traits)
             .await
     }
-
-    /// Applies what a report says of servers to their rows.
-    async fn take_servers(&self, host: HostId, changed: Vec<ServerReport>) -> Result<()> {
-        if changed.is_empty() {
-            return Ok(());
-        }
-        let patience = self.config.patience;
-        self.store
-            .write(move |tx| {
-                let now = tx.now();
-                let mut refold = false;
-                for report in &changed {
-                    let Some(mut server) = tx.get::<Server>(&report.id)? else { continue };
-                    if server.host_id != Some(host) || !server.ready || server.deleting {
-                        continue;
-                    }
-                    let change = apply_report(&mut server, report, now, patience);
-                    match change {
-                        Change::None => {}
-                        Change::Status => tx.update_status(&mut server)?,
-                        Change::Spec => {
-                            tx.update(&mut server)?;
-                            refold = true;
-                        }
-                    }
-                    if unfinished(&server) {
-                        tx.wake("server", server.id);
-                    }
-                }
-                if refold {
-                    tx.wake("host", host);
-                }
-                Ok(())
-            })
-            .await
-    }
 }
 
 /// What a host's spec shall be, and what stood beside it when that was read.
@@ -579,10 +543,8 @@ impl ControlPlane for State {
                 .collect();
             (changed, gone)
         };
-        for part in &self.deps.host_parts {
-            part.report(&report).await?;
-        }
-        self.take_servers(report.host, changed.clone()).await?;
+        let report = Arc::new(report);
+        self.take(News { report: report.clone(), changed: changed.clone() }).await?;
         {
             let mut told = runtime.told.lock();
             let present: std::collections::HashSet<ServerId> = report.servers.iter().map(|s| s.id).collect();

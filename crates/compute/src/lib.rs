@@ -18,6 +18,7 @@ mod logic;
 pub mod model;
 mod nudge;
 mod reconcile;
+mod reports;
 mod seed;
 
 use std::collections::{BTreeMap, HashSet};
@@ -117,6 +118,8 @@ pub struct State {
     config: Config,
     deps: Deps,
     hosts: hosts::Hosts,
+    /// Where reports that come together are taken together.
+    reports: reports::Desk,
     /// Rows of hosts in memory, for the choice of a host.
     host_rows: Mirror<model::Host>,
     /// Servers whose ports may have changed.
@@ -150,6 +153,7 @@ impl State {
             config,
             deps,
             hosts: hosts::Hosts::default(),
+            reports: reports::desk(),
             host_rows: Mirror::new(|host| host),
             stale: Mutex::default(),
             access: RwLock::new(None),

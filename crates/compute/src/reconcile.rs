@@ -40,34 +40,39 @@ impl Reconciler for Servers {
     }
 
     async fn reconcile(&self, key: &str) -> Result<Outcome> {
-        let Ok(id) = key.parse::<ServerId>() else { return Ok(Outcome::Done) };
-        let state = &self.0;
-        // A hint that ports changed may have come to another replica.
-        let stale = state.stale.lock().remove(&id) || state.store.shared();
-        let Some(server) = state.store.read(move |tx| tx.get::<Server>(&id)).await? else {
-            return Ok(Outcome::Done);
-        };
-        let outcome = if server.deleting {
-            state.tear_down(&server).await
-        } else {
-            state.build_up(server, stale).await
-        };
-        if stale && outcome.is_err() {
-            state.stale.lock().insert(id);
+        let mut found = self.0.find(std::slice::from_ref(&key.to_owned())).await?;
+        match found.pop() {
+            Some(found) => self.0.work_on(found).await,
+            None => Ok(Outcome::Done),
         }
-        outcome
     }
 
     async fn reconcile_many(&self, keys: &[String]) -> Vec<Result<Outcome>> {
-        let built = self.0.build_together(keys).await.unwrap_or_else(|error| {
+        let state = &self.0;
+        let found = match state.find(keys).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(error = %error.chain(), "servers are worked on one by one");
+                return futures::future::join_all(keys.iter().map(|key| self.reconcile(key))).await;
+            }
+        };
+        let plain = found.iter().map(|found| &found.server).filter(|s| plain(s)).cloned().collect();
+        let built = state.build_together(plain).await.unwrap_or_else(|error| {
             tracing::debug!(error = %error.chain(), "servers are built one by one");
             BTreeSet::new()
         });
-        let done = |key: &String| key.parse().is_ok_and(|id| built.contains(&id));
-        let each = keys
-            .iter()
-            .map(|key| async move { if done(key) { Ok(Outcome::Done) } else { self.reconcile(key).await } });
-        futures::future::join_all(each).await
+        let mut found: BTreeMap<String, Found> =
+            found.into_iter().map(|found| (found.server.id.to_string(), found)).collect();
+        let each = keys.iter().map(|key| {
+            let found = found.remove(key).filter(|found| !built.contains(&found.server.id));
+            async move {
+                match found {
+                    Some(found) => state.work_on(found).await,
+                    None => Ok(Outcome::Done),
+                }
+            }
+        });
+        futures::future::join_all(each.collect::<Vec<_>>()).await
     }
 
     /// A server that has a host is worked on where the host is: there its reports are.
@@ -103,6 +108,13 @@ impl Reconciler for Servers {
     }
 }
 
+/// A server that is to be worked on.
+struct Found {
+    server: Server,
+    /// Its ports as they are now, where they may have changed.
+    ports: Option<Vec<PortInfo>>,
+}
+
 /// What a step of the build says.
 enum Step<T> {
     /// Go on.
@@ -136,9 +148,47 @@ fn refused(error: &Error) -> bool {
 }
 
 impl State {
-    async fn build_up(&self, mut server: Server, stale: bool) -> Result<Outcome> {
+    /// The servers of these keys, with their ports where they may have changed.
+    async fn find(&self, keys: &[String]) -> Result<Vec<Found>> {
+        let ids: Vec<ServerId> = keys.iter().filter_map(|key| key.parse().ok()).collect();
+        let hinted: BTreeSet<ServerId> = {
+            let mut stale = self.stale.lock();
+            ids.iter().filter(|id| stale.remove(id)).copied().collect()
+        };
+        let found = self.find_with_ports(ids, &hinted).await;
+        if found.is_err() {
+            self.stale.lock().extend(hinted);
+        }
+        found
+    }
+
+    async fn find_with_ports(&self, ids: Vec<ServerId>, hinted: &BTreeSet<ServerId>) -> Result<Vec<Found>> {
+        let servers = self.store.read(move |tx| tx.list::<Server>(&Query::new().is_in("id", &ids))).await?;
+        // A hint that ports changed may have come to another replica.
+        let asks = |s: &Server| s.ready && !s.deleting && (self.store.shared() || hinted.contains(&s.id));
+        let devices: Vec<String> = servers.iter().filter(|s| asks(s)).map(|s| s.id.to_string()).collect();
+        let mut ports =
+            if devices.is_empty() { BTreeMap::new() } else { self.deps.networks.ports_of(&devices).await? };
+        let found = servers.into_iter().map(|server| {
+            let ports = asks(&server).then(|| ports.remove(&server.id.to_string()).unwrap_or_default());
+            Found { server, ports }
+        });
+        Ok(found.collect())
+    }
+
+    async fn work_on(&self, Found { server, ports }: Found) -> Result<Outcome> {
+        let (id, asked) = (server.id, ports.is_some());
+        let outcome =
+            if server.deleting { self.tear_down(&server).await } else { self.build_up(server, ports).await };
+        if asked && outcome.is_err() {
+            self.stale.lock().insert(id);
+        }
+        outcome
+    }
+
+    async fn build_up(&self, mut server: Server, ports: Option<Vec<PortInfo>>) -> Result<Outcome> {
         if server.ready {
-            return self.keep_up(server, stale).await;
+            return self.keep_up(server, ports).await;
         }
         if server.vm_state != VmState::Building && !rebuilding(&server) {
             // A build that failed stays failed until it is deleted.
@@ -203,13 +253,9 @@ impl State {
             .await
     }
 
-    /// Builds those of the servers that need no more than a host and new ports, all together. Answers whom it dealt with;
+    /// Builds servers that need no more than a host and new ports, all together. Answers whom it dealt with;
     /// the others are to be looked at one by one, as are all where this fails.
-    async fn build_together(&self, keys: &[String]) -> Result<BTreeSet<ServerId>> {
-        let ids: Vec<ServerId> = keys.iter().filter_map(|key| key.parse().ok()).collect();
-        let mut servers =
-            self.store.read(move |tx| tx.list::<Server>(&Query::new().is_in("id", &ids))).await?;
-        servers.retain(plain);
+    async fn build_together(&self, mut servers: Vec<Server>) -> Result<BTreeSet<ServerId>> {
         if servers.len() < 2 {
             return Ok(BTreeSet::new());
         }
@@ -393,11 +439,11 @@ impl State {
 
 impl State {
     /// A server that its host has: interfaces and volumes come and go, ports change.
-    async fn keep_up(&self, mut server: Server, stale: bool) -> Result<Outcome> {
+    async fn keep_up(&self, mut server: Server, ports: Option<Vec<PortInfo>>) -> Result<Outcome> {
         let before = server.clone();
         let mut wait = None;
-        if stale {
-            self.refresh_nics(&mut server).await?;
+        if let Some(ports) = ports {
+            refresh_nics(&mut server, &ports);
         }
         match self.bring_disks(&mut server).await? {
             Step::Next(()) => {}
@@ -454,26 +500,6 @@ impl State {
                 Ok(())
             })
             .await
-    }
-
-    /// Ports may have changed: addresses, groups, floating addresses; or they are gone.
-    async fn refresh_nics(&self, server: &mut Server) -> Result<()> {
-        let device = server.id.to_string();
-        let mut found = self.deps.networks.ports_of(std::slice::from_ref(&device)).await?;
-        let ports = found.remove(&device).unwrap_or_default();
-        server.nics.retain_mut(|nic| {
-            if nic.plugged.is_none() {
-                return true;
-            }
-            match ports.iter().find(|p| p.id == nic.port) {
-                Some(info) => {
-                    nic.plugged = Some(plugged(info));
-                    true
-                }
-                None => false,
-            }
-        });
-        Ok(())
     }
 
     /// Volumes that cannot be attached after all are taken off again.
@@ -595,6 +621,22 @@ fn bury(tx: &mut Tx<'_>, id: ServerId) -> Result<()> {
     }
     tx.delete_where::<InstanceAction>(&Query::new().eq("server_id", id))?;
     Ok(())
+}
+
+/// Ports may have changed: addresses, groups, floating addresses; or they are gone.
+fn refresh_nics(server: &mut Server, ports: &[PortInfo]) {
+    server.nics.retain_mut(|nic| {
+        if nic.plugged.is_none() {
+            return true;
+        }
+        match ports.iter().find(|p| p.id == nic.port) {
+            Some(info) => {
+                nic.plugged = Some(plugged(info));
+                true
+            }
+            None => false,
+        }
+    });
 }
 
 /// Notes how an action ended.

@@ -417,8 +417,8 @@ pub trait Volumes: Send + Sync {
 pub trait HostPart: Send + Sync {
     /// Adds this service's desired objects of their hosts to the specs.
     async fn contribute(&self, specs: &mut [HostSpec]) -> Result<()>;
-    /// Takes what the host says. Must be cheap when nothing changed: it comes every 30 s from every host.
-    async fn report(&self, report: &HostReport) -> Result<()>;
+    /// Takes what hosts say. Must be cheap when nothing changed: it comes every 30 s from every host.
+    async fn report(&self, reports: &[Arc<HostReport>]) -> Result<()>;
 }
 
 /// A hint that the desired state of hosts changed, so that specs are folded again. Implemented by compute.

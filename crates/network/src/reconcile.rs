@@ -1,6 +1,6 @@
 //! From rows to the backend, and from the backend to the status of ports and floating IPs.
 //!
-//! `net` works on one item: there is a row, so the backend gets its item; there is none, so the backend forgets it and
+//! `net` works on items, each by itself: there is a row, so the backend gets its item; there is none, so the backend forgets it and
 //! the tombstone goes. `net-sync` hands over everything at start and every five minutes, which is the only repair.
 //! While it runs no single item does: else it would take away what was made after it looked.
 
@@ -24,13 +24,15 @@ use crate::model::{FloatingIp, Network, Port, Router, SecurityGroup, SecurityGro
 
 /// Time between two full hand-overs, as in Neutron.
 const SYNC_EVERY: Duration = Duration::from_secs(300);
+/// Items that are read at once.
+const BATCH_OF_KEYS: usize = 64;
 /// Most status changes in one transaction.
 const BATCH: usize = 256;
 
 /// The service's reconcilers, for [`reconcile::Controller::add`].
 pub fn reconcilers(st: &Arc<State>) -> Vec<(Arc<dyn Reconciler>, Options)> {
     vec![
-        (Arc::new(Net(st.clone())), Options::default()),
+        (Arc::new(Net(st.clone())), Options { batch: BATCH_OF_KEYS, ..Options::default() }),
         (
             Arc::new(Sync { st: st.clone(), done: AtomicBool::new(false), follows: AtomicBool::new(false) }),
             Options { workers: 1, ..Options::default() },
@@ -38,7 +40,7 @@ pub fn reconcilers(st: &Arc<State>) -> Vec<(Arc<dyn Reconciler>, Options)> {
     ]
 }
 
-/// Works on one item.
+/// Works on items.
 struct Net(Arc<State>);
 
 /// Hands over everything, and follows the backend's events from its first run on.
@@ -149,13 +151,30 @@ fn needs(item: &Item) -> Vec<Key> {
 }
 
 impl State {
-    async fn read_item(&self, key: Key) -> Result<(Option<Item>, bool)> {
+    /// What keys stand for: the item, or none and whether a tombstone is there.
+    async fn read_items(&self, keys: Vec<Key>) -> Result<Vec<(Option<Item>, bool)>> {
         let domain = self.env.config.dns_domain.clone();
         self.store
             .read(move |tx| {
-                let item = item(tx, key, &domain)?;
-                let buried = item.is_none() && tx.get::<Tombstone>(&TombstoneKey::of(key))?.is_some();
-                Ok((item, buried))
+                let ports =
+                    keys.iter().filter_map(|key| if let Key::Port(id) = key { Some(*id) } else { None });
+                let ports = by_id(tx.list::<Port>(&Query::new().is_in("id", ports))?, |p| p.id);
+                let mut items = Vec::with_capacity(keys.len());
+                for key in &keys {
+                    items.push(match key {
+                        Key::Port(id) => ports.get(id).map(|p| Item::Port(project::port(p))),
+                        key => item(tx, *key, &domain)?,
+                    });
+                }
+                let missing = keys.iter().zip(&items).filter(|(_, item)| item.is_none());
+                let missing: Vec<TombstoneKey> = missing.map(|(key, _)| TombstoneKey::of(*key)).collect();
+                let stones: BTreeSet<String> = if missing.is_empty() {
+                    BTreeSet::new()
+                } else {
+                    tx.list_ids::<Tombstone>(&Query::new().is_in("id", missing))?.into_iter().collect()
+                };
+                let buried = |key: &Key| stones.contains(&TombstoneKey::of(*key).to_string());
+                Ok(items.into_iter().zip(&keys).map(|(item, key)| (item, buried(key))).collect())
             })
             .await
     }
@@ -168,10 +187,11 @@ impl State {
                 let applied = self.applied.lock();
                 needs(&item).into_iter().filter(|k| !applied.contains(k)).collect()
             };
-            let mut first = Vec::new();
-            for key in missing {
-                first.extend(self.read_item(key).await?.0);
-            }
+            let first: Vec<Item> = if missing.is_empty() {
+                Vec::new()
+            } else {
+                self.read_items(missing).await?.into_iter().filter_map(|(item, _)| item).collect()
+            };
             if first.is_empty() {
                 self.backend.apply(&item).await?;
                 self.applied.lock().insert(item.key());
@@ -181,6 +201,20 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// Makes the backend's item as the row is.
+    async fn follow(&self, key: Key, item: Option<Item>, buried: bool) -> Result<Outcome> {
+        match item {
+            Some(item) => {
+                self.hand_over(item).await?;
+                if let Key::FloatingIp(id) = key {
+                    self.floating_status(id).await?;
+                }
+            }
+            None => self.take_away(key, buried).await?,
+        }
+        Ok(Outcome::Done)
     }
 
     async fn take_away(&self, key: Key, buried: bool) -> Result<()> {
@@ -219,17 +253,20 @@ impl State {
             let devices = self
                 .store
                 .write(move |tx| {
-                    let mut devices = Vec::new();
-                    for (id, up) in &chunk {
-                        let Some(mut port) = tx.get::<Port>(id)? else { continue };
-                        let status = if *up && port.admin_state_up { "ACTIVE" } else { "DOWN" };
-                        if port.status != status && port.status != "N/A" {
+                    let mut ports =
+                        tx.list::<Port>(&Query::new().is_in("id", chunk.iter().map(|(id, _)| id)))?;
+                    let up: BTreeMap<PortId, bool> = chunk.iter().copied().collect();
+                    ports.retain_mut(|port| {
+                        let up = up.get(&port.id).is_some_and(|up| *up);
+                        let status = if up && port.admin_state_up { "ACTIVE" } else { "DOWN" };
+                        let differs = port.status != status && port.status != "N/A";
+                        if differs {
                             port.status = status.into();
-                            tx.update_status(&mut port)?;
-                            devices.push(port.device_id);
                         }
-                    }
-                    Ok(devices)
+                        differs
+                    });
+                    tx.update_status_many(&mut ports)?;
+                    Ok(ports.into_iter().map(|p| p.device_id).collect::<Vec<_>>())
                 })
                 .await?;
             self.nudge_devices(devices);
@@ -369,16 +406,25 @@ impl Reconciler for Net {
     async fn reconcile(&self, text: &str) -> Result<Outcome> {
         let key = parse_key(text).ok_or_else(|| Error::internal(format!("'{text}' is no key of an item")))?;
         let _open = self.0.gate.read().await;
-        match self.0.read_item(key).await? {
-            (Some(item), _) => {
-                self.0.hand_over(item).await?;
-                if let Key::FloatingIp(id) = key {
-                    self.0.floating_status(id).await?;
-                }
-            }
-            (None, buried) => self.0.take_away(key, buried).await?,
+        match self.0.read_items(vec![key]).await?.pop() {
+            Some((item, buried)) => self.0.follow(key, item, buried).await,
+            None => Ok(Outcome::Done),
         }
-        Ok(Outcome::Done)
+    }
+
+    async fn reconcile_many(&self, texts: &[String]) -> Vec<Result<Outcome>> {
+        let keys: Option<Vec<Key>> = texts.iter().map(|text| parse_key(text)).collect();
+        let open = self.0.gate.read().await;
+        let items = match keys.clone() {
+            Some(keys) => self.0.read_items(keys).await,
+            None => Err(Error::internal("one of several is no key of an item")),
+        };
+        let (Some(keys), Ok(items)) = (keys, items) else {
+            drop(open);
+            return futures::future::join_all(texts.iter().map(|text| self.reconcile(text))).await;
+        };
+        let each = keys.into_iter().zip(items).map(|(key, (item, buried))| self.0.follow(key, item, buried));
+        futures::future::join_all(each).await
     }
 
     async fn sweep(&self) -> Result<Vec<String>> {

@@ -11,9 +11,9 @@ use contract::host::MetadataPort;
 use contract::services::{FixedIpInfo, NetworkInfo, Networks, PortInfo, PortRequest};
 use store::{Query, Tx};
 
-use crate::api::SHARED;
+use crate::api::{EXTERNAL, SHARED};
 use crate::db::ports::Want;
-use crate::db::{self, groups, opened_to, quota};
+use crate::db::{self, groups, opened_to, openings, quota};
 use crate::model::{DISTRIBUTED, FloatingIp, Network, Port, SecurityGroup, Subnet};
 use crate::{Env, State};
 
@@ -132,7 +132,7 @@ fn info(tx: &mut Tx<'_>, port: &Port) -> Result<PortInfo> {
 
 /// Whether a project may put ports on a network.
 fn may_use(tx: &mut Tx<'_>, net: &Network, project: &ProjectId) -> Result<bool> {
-    Ok(net.project_id == *project || opened_to(tx, Some(project), SHARED)?.contains(&net.id))
+    Ok(net.project_id == *project || openings(tx, Some(project), net.id)?.contains(SHARED))
 }
 
 /// A request's port as far as it is known before it has an address.
@@ -303,8 +303,8 @@ impl Networks for State {
         self.store
             .read(move |tx| {
                 let net = tx.get::<Network>(&id)?.ok_or_else(|| no_network(id))?;
-                let shared = opened_to(tx, project.as_ref(), SHARED)?.contains(&id);
-                let external = opened_to(tx, project.as_ref(), crate::api::EXTERNAL)?.contains(&id);
+                let opened = openings(tx, project.as_ref(), id)?;
+                let (shared, external) = (opened.contains(SHARED), opened.contains(EXTERNAL));
                 if !admin && !shared && !external && project.as_ref() != Some(&net.project_id) {
                     return Err(no_network(id));
                 }

@@ -11,6 +11,7 @@
 mod queue;
 mod shards;
 mod status;
+mod together;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use queue::{Queue, Source};
 use shards::View;
 pub use shards::{Owner, SHARDS, Shards, Sharing, shard_of};
 pub use status::TaskStatus;
+pub use together::Together;
 
 /// What a run says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

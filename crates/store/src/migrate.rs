@@ -267,14 +267,17 @@ pub(crate) fn make(tx: &mut Tx<'_>, shape: &Shape) -> Result<()> {
     let postgres = tx.connection.postgres();
     let text = if postgres { "TEXT COLLATE \"C\"" } else { "TEXT" };
     let table = ident(&shape.table);
+    let kind = |int: bool| if int { "BIGINT" } else { text };
+    // The body comes last: SQLite reads a row from its beginning, and what comes after a long body is on another page.
+    let own: String = shape.columns.iter().map(|(c, int)| format!("{} {}, ", ident(c), kind(*int))).collect();
     tx.connection.batch(&format!(
-        "CREATE TABLE IF NOT EXISTS {table} (id {text} PRIMARY KEY NOT NULL, body TEXT NOT NULL, \
-         generation BIGINT NOT NULL, revision BIGINT NOT NULL, created_at BIGINT NOT NULL, updated_at BIGINT NOT NULL)"
+        "CREATE TABLE IF NOT EXISTS {table} (id {text} PRIMARY KEY NOT NULL, generation BIGINT NOT NULL, \
+         revision BIGINT NOT NULL, created_at BIGINT NOT NULL, updated_at BIGINT NOT NULL, {own}body TEXT NOT NULL)"
     ))?;
     let there = columns(tx, &shape.table)?;
     for (column, int) in &shape.columns {
         if !there.contains(column) {
-            let kind = if *int { "BIGINT" } else { text };
+            let kind = kind(*int);
             tx.connection.batch(&format!("ALTER TABLE {table} ADD COLUMN {} {kind}", ident(column)))?;
         }
     }

@@ -106,7 +106,7 @@ impl Sqlite {
         connection
             .execute_batch(
                 "PRAGMA busy_timeout=10000; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; \
-                 PRAGMA cache_size=-4096; PRAGMA journal_size_limit=16777216;",
+                 PRAGMA cache_size=-16384; PRAGMA journal_size_limit=16777216;",
             )
             .map_err(internal)?;
         let (sender, receiver) = mpsc::unbounded_channel();

@@ -1,6 +1,7 @@
 //! What hosts are told and what they say: [`contract::services::HostPart`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::{HostId, Result, SnapshotId, Timestamp, VolumeId};
@@ -65,9 +66,11 @@ impl HostPart for State {
         Ok(())
     }
 
-    async fn report(&self, report: &HostReport) -> Result<()> {
-        self.note(report).await?;
-        let host = report.host;
+    async fn report(&self, reports: &[Arc<HostReport>]) -> Result<()> {
+        for report in reports {
+            self.note(report).await?;
+        }
+        let hosts: Vec<HostId> = reports.iter().map(|r| r.host).collect();
         let busy = [
             status::CREATING,
             status::DELETING,
@@ -80,27 +83,43 @@ impl HostPart for State {
             .store
             .read(move |tx| {
                 let busy = || Query::new().is_in("status", busy);
-                let here = || Query::new().eq("host", host);
+                let here = || Query::new().is_in("host", &hosts);
                 let volumes = here().any_of([busy(), Query::new().eq("made", false)]);
                 Ok((tx.list::<Volume>(&volumes)?, tx.list::<Snapshot>(&here().any_of([busy()]))?))
             })
             .await?;
         let now = self.clock.now();
+        // The last word of each host.
+        let of: BTreeMap<HostId, &HostReport> = reports.iter().map(|r| (r.host, &**r)).collect();
+        let of = |host: Option<HostId>| host.and_then(|host| of.get(&host));
+        let mut nudge = BTreeSet::new();
         let volumes: Vec<(VolumeId, Next)> = volumes
             .iter()
-            .map(|v| (v.id, follow::volume(v, report.volumes.iter().find(|r| r.id == v.id), now)))
+            .filter_map(|v| {
+                let told = of(v.host)?.volumes.iter().find(|r| r.id == v.id);
+                let next = follow::volume(v, told, now);
+                if matches!(next, Next::Ready) {
+                    nudge.extend(v.host);
+                }
+                Some((v.id, next))
+            })
             .filter(|(_, next)| *next != Next::Stay)
             .collect();
         let snapshots: Vec<(SnapshotId, Next)> = snapshots
             .iter()
-            .map(|s| (s.id, follow::snapshot(s, report.snapshots.iter().find(|r| r.id == s.id), now)))
+            .filter_map(|s| {
+                let told = of(s.host)?.snapshots.iter().find(|r| r.id == s.id);
+                let next = follow::snapshot(s, told, now);
+                if matches!(next, Next::Failed(_)) {
+                    nudge.extend(s.host);
+                }
+                Some((s.id, next))
+            })
             .filter(|(_, next)| *next != Next::Stay)
             .collect();
         if volumes.is_empty() && snapshots.is_empty() {
             return Ok(());
         }
-        let nudge = snapshots.iter().any(|(_, next)| matches!(next, Next::Failed(_)))
-            || volumes.iter().any(|(_, next)| matches!(next, Next::Ready));
         self.store
             .write(move |tx| {
                 for (id, next) in &volumes {
@@ -112,7 +131,7 @@ impl HostPart for State {
                 Ok(())
             })
             .await?;
-        if nudge {
+        for host in nudge {
             self.host_changed(Some(host));
         }
         Ok(())

@@ -326,8 +326,8 @@ impl HostPart for Vols {
         }
         Ok(())
     }
-    async fn report(&self, report: &HostReport) -> Result<()> {
-        for r in report.volumes.iter().filter(|r| r.ready) {
+    async fn report(&self, reports: &[Arc<HostReport>]) -> Result<()> {
+        for r in reports.iter().flat_map(|report| &report.volumes).filter(|r| r.ready) {
             if let Some(v) = self.volumes.lock().get_mut(&r.id).filter(|v| v.status == "creating") {
                 v.status = "available".into();
             }

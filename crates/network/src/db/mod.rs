@@ -8,6 +8,8 @@ pub mod ports;
 pub mod quota;
 pub mod routing;
 
+use std::collections::BTreeSet;
+
 use base::{NetworkId, ProjectId, Result};
 use contract::net::Key;
 use store::{Query, Tx};
@@ -40,4 +42,12 @@ pub fn opened_to(tx: &mut Tx<'_>, project: Option<&ProjectId>, action: &str) -> 
     targets.extend(project.map(|p| p.as_str().to_owned()));
     let query = Query::new().is_in("target_project", &targets).eq("action", action);
     Ok(tx.list::<RbacPolicy>(&query)?.into_iter().map(|p| p.object_id).collect())
+}
+
+/// For what this network is opened to a project (actions of RBAC policies).
+pub fn openings(tx: &mut Tx<'_>, project: Option<&ProjectId>, net: NetworkId) -> Result<BTreeSet<String>> {
+    let mut targets = vec!["*".to_owned()];
+    targets.extend(project.map(|p| p.as_str().to_owned()));
+    let query = Query::new().eq("object_id", net).is_in("target_project", &targets);
+    Ok(tx.list::<RbacPolicy>(&query)?.into_iter().map(|p| p.action).collect())
 }

@@ -220,7 +220,7 @@ impl FakeHost {
             volumes,
             snapshots,
         };
-        lab.state.report(&report).await.unwrap();
+        lab.state.report(&[Arc::new(report)]).await.unwrap();
     }
 }
 

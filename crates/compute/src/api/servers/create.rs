@@ -643,9 +643,11 @@ pub(in super::super) fn limits_of(
     state: &State,
     project: &base::ProjectId,
 ) -> Result<std::collections::BTreeMap<String, i64>> {
-    let class = tx.get::<QuotaSet>(&"class:default".to_owned())?.map(|q| q.limits).unwrap_or_default();
-    let own = tx.get::<QuotaSet>(&format!("project:{project}"))?.map(|q| q.limits).unwrap_or_default();
-    Ok(quota::effective(&[&state.config.quota, &class, &own]))
+    let (class, own) = ("class:default".to_owned(), format!("project:{project}"));
+    let sets = tx.list::<QuotaSet>(&Query::new().is_in("id", [&class, &own]))?;
+    let none = std::collections::BTreeMap::new();
+    let limits = |id: &str| sets.iter().find(|q| q.id == id).map_or(&none, |q| &q.limits);
+    Ok(quota::effective(&[&state.config.quota, limits(&class), limits(&own)]))
 }
 
 /// Claims quota for as many servers as there is room for, at least `min`; answers how many.

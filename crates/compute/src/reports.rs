@@ -1,0 +1,103 @@
+//! From reports to rows. A storm of hosts that report at once is a few transactions, not one for each host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ::reconcile::Together;
+use base::{HostId, Result, ServerId};
+use contract::host::{HostReport, ServerReport};
+use store::Query;
+
+use crate::State;
+use crate::hosts::unfinished;
+use crate::logic::state::{Change, apply_report};
+use crate::model::Server;
+
+/// Reports that are taken at once.
+const BATCH: usize = 64;
+
+/// A report, and what in it is new of servers.
+#[derive(Clone)]
+pub(crate) struct News {
+    pub report: Arc<HostReport>,
+    pub changed: Vec<ServerReport>,
+}
+
+/// Where reports wait for those before them.
+pub(crate) type Desk = Together<News, Result<()>>;
+
+pub(crate) fn desk() -> Desk {
+    Together::new(BATCH)
+}
+
+impl State {
+    /// Hands a report to all services and applies what it says of servers to their rows.
+    pub(crate) async fn take(&self, news: News) -> Result<()> {
+        self.reports.call(news, |all| self.take_all(all)).await
+    }
+
+    async fn take_all(&self, all: Vec<News>) -> Vec<Result<()>> {
+        if all.len() > 1 && self.take_together(&all).await.is_ok() {
+            return all.iter().map(|_| Ok(())).collect();
+        }
+        // One of them is in the way of the others.
+        let mut told = Vec::with_capacity(all.len());
+        for news in &all {
+            told.push(self.take_together(std::slice::from_ref(news)).await);
+        }
+        told
+    }
+
+    async fn take_together(&self, all: &[News]) -> Result<()> {
+        let reports: Vec<Arc<HostReport>> = all.iter().map(|news| news.report.clone()).collect();
+        for part in &self.deps.host_parts {
+            part.report(&reports).await?;
+        }
+        let changed: Vec<(HostId, ServerReport)> = all
+            .iter()
+            .flat_map(|news| news.changed.iter().map(|server| (news.report.host, server.clone())))
+            .collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let patience = self.config.patience;
+        self.store
+            .write(move |tx| {
+                let now = tx.now();
+                let ids = changed.iter().map(|(_, report)| report.id);
+                let rows = tx.list::<Server>(&Query::new().is_in("id", ids))?;
+                let mut rows: BTreeMap<ServerId, Server> = rows.into_iter().map(|s| (s.id, s)).collect();
+                let mut changes: BTreeMap<ServerId, Change> = BTreeMap::new();
+                for (host, report) in &changed {
+                    let Some(server) = rows.get_mut(&report.id) else { continue };
+                    if server.host_id != Some(*host) || !server.ready || server.deleting {
+                        continue;
+                    }
+                    let change = apply_report(server, report, now, patience);
+                    let known = changes.entry(report.id).or_insert(Change::None);
+                    *known = change.max(*known);
+                }
+                let (mut of_status, mut of_spec) = (Vec::new(), Vec::new());
+                let mut refold = BTreeSet::new();
+                for (id, change) in changes {
+                    let Some(server) = rows.remove(&id) else { continue };
+                    if unfinished(&server) {
+                        tx.wake("server", id);
+                    }
+                    match change {
+                        Change::None => {}
+                        Change::Status => of_status.push(server),
+                        Change::Spec => {
+                            refold.extend(server.host_id);
+                            of_spec.push(server);
+                        }
+                    }
+                }
+                tx.update_status_many(&mut of_status)?;
+                tx.update_many(&mut of_spec)?;
+                refold.into_iter().for_each(|host| tx.wake("host", host));
+                Ok(())
+            })
+            .await
+    }
+}
