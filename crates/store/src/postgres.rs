@@ -50,7 +50,7 @@ impl Source {
     pub async fn session(&self) -> Result<Session> {
         let client = self.pool.get().await.map_err(unavailable)?;
         let (runtime, origin) = (Handle::current(), self.origin.clone());
-        Ok(Session { client, runtime, origin, begin: None, again: None })
+        Ok(Session { client, runtime, origin, begin: None, again: None, failed: false, tell: false })
     }
 }
 
@@ -243,6 +243,11 @@ pub(crate) struct Session {
     /// The beginning of the transaction, which is sent together with its first statement: no round trip of its own.
     begin: Option<&'static str>,
     again: Option<Again>,
+    /// A statement failed, and with it everything up to the savepoint before it. What is committed nevertheless is
+    /// nothing, and PostgreSQL does not call that an error.
+    failed: bool,
+    /// Other replicas are notified, together with the commit.
+    tell: bool,
 }
 
 type Closure<T> = dyn Fn(&mut Tx<'_>) -> Result<T> + Send + Sync;
@@ -311,7 +316,12 @@ impl Session {
             Ok((value, tx.flush_wakes()?))
         }));
         let violated = tx.violated;
+        drop(tx);
+        let failed = std::mem::take(&mut self.failed);
         match done.unwrap_or_else(|_| Err(Error::internal("a transaction panicked"))) {
+            Ok(_) if failed => {
+                Err(Ended::Done(Err(Error::internal("a transaction went on after a failed statement"))))
+            }
             Ok(done) => Ok(done),
             // The refusing row may be newer than this snapshot: the closure sees it the next time, and may choose
             // another value.
@@ -323,7 +333,7 @@ impl Session {
     /// Ends a transaction that has to be run again, and says why.
     pub fn give_up(&mut self) -> Option<Again> {
         let again = self.again.take()?;
-        self.begin = None;
+        (self.begin, self.failed, self.tell) = (None, false, false);
         let _ = self.batch("ROLLBACK");
         Some(again)
     }
@@ -331,7 +341,17 @@ impl Session {
     /// Commits by `sql`.
     pub fn commit(&mut self, sql: &str) -> std::result::Result<(), (Option<Again>, Error)> {
         self.begin = None;
-        self.batch(sql).map_err(|failure| (self.again.take(), failure.into()))
+        let done = if std::mem::take(&mut self.tell) {
+            // One round trip, and no commit where the notification is refused.
+            self.batch(&format!("NOTIFY allod, '{}'; {sql}", self.origin))
+        } else {
+            self.batch(sql)
+        };
+        done.map_err(|failure| {
+            let again = self.again.take();
+            let _ = self.batch("ROLLBACK");
+            (again, failure.into())
+        })
     }
 
     /// Sends the beginning without waiting for its answer: should it be refused, so is the statement that follows.
@@ -342,6 +362,7 @@ impl Session {
     }
 
     fn failure(&mut self, error: tokio_postgres::Error) -> Failure {
+        self.failed = true;
         let Some(told) = error.as_db_error() else {
             if error.is_closed() || self.client.is_closed() {
                 self.again = Some(Again::Lost(error.to_string()));
@@ -353,7 +374,8 @@ impl Session {
             &SqlState::UNIQUE_VIOLATION => Failure::Unique(told.constraint().unwrap_or_default().to_owned()),
             &SqlState::T_R_SERIALIZATION_FAILURE
             | &SqlState::T_R_DEADLOCK_DETECTED
-            | &SqlState::LOCK_NOT_AVAILABLE => {
+            | &SqlState::LOCK_NOT_AVAILABLE
+            | &SqlState::IN_FAILED_SQL_TRANSACTION => {
                 self.again = Some(Again::Conflict(told.message().to_owned()));
                 Failure::Retry(error.to_string())
             }
@@ -457,9 +479,16 @@ impl Connection for Session {
             } else {
                 after?;
             }
-            changed
+            Ok(changed)
         });
-        changed.map_err(|e| self.failure(e))
+        match changed {
+            Ok(changed) => changed.map_err(|e| {
+                let failure = self.failure(e);
+                self.failed = false;
+                failure
+            }),
+            Err(e) => Err(self.failure(e)),
+        }
     }
 
     fn batch(&mut self, sql: &str) -> Answer<()> {
@@ -469,7 +498,7 @@ impl Connection for Session {
     }
 
     fn notify(&mut self) -> Answer<()> {
-        let origin = Value::Text(self.origin.to_string());
-        self.query("SELECT CAST(pg_notify('allod', $1) AS TEXT)", &[origin]).map(drop)
+        self.tell = true;
+        Ok(())
     }
 }
