@@ -190,8 +190,8 @@ mod tests {
 
     use super::*;
 
-    fn spec(host: HostId, generation: u64) -> HostSpec {
-        HostSpec { host, generation, servers: vec![], volumes: vec![], snapshots: vec![] }
+    fn spec(host: HostId, generation: u64) -> Arc<HostSpec> {
+        Arc::new(HostSpec { generation, ..HostSpec::empty(host) })
     }
 
     #[test]

@@ -76,11 +76,12 @@ impl Reconciler for Servers {
     }
 
     /// A server that has a host is worked on where the host is: there its reports are.
-    async fn shard(&self, key: &str) -> Result<u32> {
-        let Ok(id) = key.parse::<ServerId>() else { return Ok(::reconcile::shard_of(key)) };
-        let server = self.0.store.read(move |tx| tx.get::<Server>(&id)).await?;
-        let host = server.and_then(|s| s.host_id).map(|host| host.to_string());
-        Ok(::reconcile::shard_of(host.as_deref().unwrap_or(key)))
+    async fn shards(&self, keys: &[String]) -> Result<Vec<u32>> {
+        let ids: Vec<ServerId> = keys.iter().filter_map(|key| key.parse().ok()).collect();
+        let servers = self.0.store.read(move |tx| tx.list::<Server>(&Query::new().is_in("id", &ids))).await?;
+        let hosts: BTreeMap<String, String> =
+            servers.iter().filter_map(|s| Some((s.id.to_string(), s.host_id?.to_string()))).collect();
+        Ok(keys.iter().map(|key| ::reconcile::shard_of(hosts.get(key).unwrap_or(key))).collect())
     }
 
     /// Servers that go, are being built, or have something under way.

@@ -64,13 +64,13 @@ pub trait Reconciler: Send + Sync + 'static {
         told
     }
 
-    /// The shard of an object: of several replicas, the one that has it works on the object. Another than that of the key
-    /// where the work needs what only one replica knows, as what a host reports.
+    /// The shards of objects, one for each key: of several replicas, the one that has it works on the object. Another than
+    /// that of the key where the work needs what only one replica knows, as what a host reports.
     ///
     /// # Errors
     /// Where the store cannot be read.
-    async fn shard(&self, key: &str) -> Result<u32> {
-        Ok(shard_of(key))
+    async fn shards(&self, keys: &[String]) -> Result<Vec<u32>> {
+        Ok(keys.iter().map(|key| shard_of(key)).collect())
     }
 
     /// Keys of all objects that have not converged.
@@ -146,6 +146,8 @@ enum Stop {
 
 /// After what time a wake-up that was left to another replica is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
+/// Keys of a sweep whose shards are asked for at once.
+const SOME: usize = 500;
 /// Time between acknowledgements to the outbox, so that many share one write.
 const FLUSH: Duration = Duration::from_millis(100);
 
@@ -405,16 +407,23 @@ impl Task {
         if self.views.borrow().alone {
             return self.once(keys, None, began).await;
         }
+        let fences = match self.fences(&keys).await {
+            Ok(fences) => fences,
+            Err(error) => {
+                let why = error.chain();
+                keys.iter().for_each(|key| self.ended(key, Err(Error::unavailable(why.clone())), began));
+                return;
+            }
+        };
         // Keys of one shard share a fence.
         let mut mine: Vec<(Fence, Vec<String>)> = Vec::new();
-        for key in keys {
-            match self.mine(&key).await {
-                Ok(Some(fence)) => match mine.iter_mut().find(|(f, _)| *f == fence) {
+        for (key, fence) in keys.into_iter().zip(fences) {
+            match fence {
+                Some(fence) => match mine.iter_mut().find(|(f, _)| *f == fence) {
                     Some((_, keys)) => keys.push(key),
                     None => mine.push((fence, vec![key])),
                 },
-                Ok(None) => self.pass_on(&key),
-                Err(error) => self.ended(&key, Err(error), began),
+                None => self.pass_on(&key),
             }
         }
         futures::future::join_all(mine.into_iter().map(|(fence, keys)| self.once(keys, Some(fence), began)))
@@ -443,18 +452,20 @@ impl Task {
         }
     }
 
-    /// The fence of a key that this replica works on; `None` where another does.
-    async fn mine(&self, key: &str) -> Result<Option<Fence>> {
-        let shard = self.reconciler.shard(key).await?;
-        Ok(self.views.borrow().fence(shard))
+    /// The fences of keys that this replica works on; `None` where another does.
+    async fn fences(&self, keys: &[String]) -> Result<Vec<Option<Fence>>> {
+        let shards = self.reconciler.shards(keys).await?;
+        let view = self.views.borrow();
+        Ok(shards.into_iter().map(|shard| view.fence(shard)).collect())
     }
 
     async fn only_mine(&self, keys: Vec<String>) -> Result<Vec<String>> {
         let mut mine = Vec::new();
-        for key in keys {
-            if self.mine(&key).await?.is_some() {
-                mine.push(key);
-            }
+        for some in keys.chunks(SOME) {
+            let fences = self.fences(some).await?;
+            mine.extend(
+                some.iter().zip(fences).filter(|(_, fence)| fence.is_some()).map(|(key, _)| key.clone()),
+            );
         }
         Ok(mine)
     }
@@ -475,13 +486,14 @@ impl Task {
 
     /// A hint where replicas share the work.
     async fn hint(self: Arc<Self>, key: String) {
-        let told = match self.mine(&key).await {
-            Ok(Some(_)) => {
+        let fences = self.fences(std::slice::from_ref(&key)).await;
+        let told = match fences.map(|fences| fences.into_iter().any(|fence| fence.is_some())) {
+            Ok(true) => {
                 self.queue.push(&key, Source::Hint, 0);
                 self.stir.notify_one();
                 Ok(())
             }
-            Ok(None) => {
+            Ok(false) => {
                 let kind = self.reconciler.kind();
                 self.store
                     .write(move |tx| {
