@@ -236,11 +236,14 @@ impl Agent {
         let (this, new) = (self.clone(), spec.clone());
         match contract::blocking(move || this.ledger.lock().accept(new)).await {
             Ok(()) => {
-                self.spec.send_replace(Some(spec));
+                let before = self.spec.send_replace(Some(spec.clone()));
                 self.tell_lease().await;
                 self.renew.notify_one();
                 self.work.notify_one();
-                self.report.notify_one();
+                // What only adds is told of when it is there.
+                if !before.is_some_and(|before| plan::only_adds(&before, &spec)) {
+                    self.report.notify_one();
+                }
             }
             Err(error) => {
                 tracing::error!(host = %self.config.host, error = %error.chain(), "spec refused");

@@ -1,12 +1,13 @@
 //! What to do next on a host: pure, no I/O, no clock of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use base::{NetworkId, PortId, ServerId, SnapshotId, Timestamp, VolumeId};
 use contract::drivers::Guest;
 use contract::host::{
     DiskSource, HostReport, HostSpec, MetadataPort, Power, PowerObserved, ServerReport, ServerSpec,
-    SnapshotReport, VolumeReport,
+    SnapshotReport, SnapshotSpec, VolumeReport, VolumeSpec,
 };
 
 /// No failure is waited out longer, in microseconds. What says that it is, is a clock that was set back since.
@@ -147,12 +148,15 @@ pub fn satisfied(spec: &ServerSpec, guest: &Guest) -> bool {
         | (Power::Stopped | Power::Running, PowerObserved::Shutdown | PowerObserved::Crashed) => true,
         _ => false,
     };
-    let volumes: BTreeSet<_> = wanted_volumes(spec).collect();
-    let ports: BTreeSet<_> = spec.nics.iter().map(|n| n.port).collect();
+    // Lists of two or three: looked at for every guest at every turn, and not worth a set.
+    let volumes = || wanted_volumes(spec);
+    let ports = || spec.nics.iter().map(|n| n.port);
     power
         && guest.reboots >= spec.reboots
-        && volumes == guest.volumes.iter().copied().collect()
-        && ports == guest.ports.iter().copied().collect()
+        && volumes().all(|v| guest.volumes.contains(&v))
+        && guest.volumes.iter().all(|v| volumes().any(|w| w == *v))
+        && ports().all(|p| guest.ports.contains(&p))
+        && guest.ports.iter().all(|p| ports().any(|w| w == *p))
 }
 
 /// Volumes a server shall have.
@@ -161,6 +165,23 @@ pub fn wanted_volumes(spec: &ServerSpec) -> impl Iterator<Item = VolumeId> + '_ 
         DiskSource::Volume { volume } => Some(volume),
         _ => None,
     })
+}
+
+/// Whether a spec has all that the one before had, and a server that was not so before: then there are steps to be taken,
+/// and nothing that somebody waits to see gone.
+pub fn only_adds(before: &HostSpec, spec: &HostSpec) -> bool {
+    // All lists are in id order.
+    let server = |s: &Arc<ServerSpec>| spec.servers.binary_search_by_key(&s.id, |s| s.id).is_ok();
+    let volume = |v: &VolumeSpec| spec.volumes.binary_search_by_key(&v.id, |v| v.id).is_ok();
+    let snapshot = |s: &SnapshotSpec| spec.snapshots.binary_search_by_key(&s.id, |s| s.id).is_ok();
+    let same = |s: &Arc<ServerSpec>| {
+        let held = before.servers.binary_search_by_key(&s.id, |s| s.id).ok();
+        held.and_then(|at| before.servers.get(at)).is_some_and(|held| held.generation == s.generation)
+    };
+    before.servers.iter().all(server)
+        && before.volumes.iter().all(volume)
+        && before.snapshots.iter().all(snapshot)
+        && !spec.servers.iter().all(same)
 }
 
 /// The steps that can be taken now. Objects with work in flight are left out by the caller.
