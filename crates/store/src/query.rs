@@ -252,9 +252,17 @@ impl Sql {
         if filters.is_empty() {
             self.push("1=1");
         }
+        // SQLite knows nothing of how many rows a condition leaves. It would take the index of a flag, and so a large part
+        // of the table, as readily as that of an id. A plus keeps an index from being used.
+        let names_rows = |f: &Filter| matches!(f, Filter::In(..) | Filter::Compare(_, "=", Value::Text(_)));
+        let by_flag = |f: &Filter| matches!(f, Filter::Compare(_, "=", Value::Int(_)));
+        let named = !self.postgres && filters.iter().any(names_rows);
         for (i, filter) in filters.iter().enumerate() {
             if i > 0 {
                 self.push(" AND ");
+            }
+            if named && by_flag(filter) {
+                self.push("+");
             }
             self.filter::<R>(filter)?;
         }
