@@ -116,22 +116,13 @@ pub fn create_many(
     if several || ports.len() < 2 || !subnets.iter().all(plain) {
         return ports.into_iter().map(|port| create(tx, env, subnets, port, None, false)).collect();
     }
+    // Whether another port of the network has one of these is not asked: of 50,000 ports in a network, one in 300 new ones
+    // meets one of them. The database refuses it, and the transaction is run again with others.
     let mut seen = BTreeSet::new();
-    loop {
-        let macs = ports.iter().map(|p| p.mac_address);
-        let taken = tx.list::<Port>(&Query::new().eq("network_id", net).is_in("mac_address", macs))?;
-        seen.extend(taken.into_iter().map(|p| p.mac_address));
-        let mut again = false;
-        for port in &mut ports {
-            while !seen.insert(port.mac_address) {
-                port.mac_address = MacAddr::random(&env.entropy);
-                again = true;
-            }
+    for port in &mut ports {
+        while !seen.insert(port.mac_address) {
+            port.mac_address = MacAddr::random(&env.entropy);
         }
-        if !again {
-            break;
-        }
-        seen.clear();
     }
     for subnet in subnets {
         let ids: Vec<PortId> = ports.iter().map(|p| p.id).collect();
