@@ -13,7 +13,7 @@ use base::{Error, Result, ServerId};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use store::Query;
+use store::{Order, Query};
 
 pub(super) use create::{fresh, given, limits_of, only_network, usable};
 pub(super) use view::host_id;
@@ -23,6 +23,9 @@ use crate::State;
 use crate::logic::{names, state};
 use crate::model::Server;
 use filter::Filter;
+
+/// Rows that a list reads at once.
+const CHUNK: usize = 500;
 
 pub(super) fn ops() -> Vec<Op<State>> {
     const ONE: &str = "/v2.1/servers/{id}";
@@ -68,17 +71,11 @@ async fn find(cx: &Ctx<State>, req: &Request<()>, page: &::api::Page) -> Result<
     if filter.nothing {
         return Ok(Vec::new());
     }
-    let project = filter.project.clone();
-    let servers = cx
-        .store()
-        .read(move |tx| {
-            let query = Query::new();
-            tx.list::<Server>(&match &project {
-                Some(project) => query.eq("project_id", project),
-                None => query,
-            })
-        })
-        .await?;
+    if page.sort.is_empty() && filter.ip.is_none() && filter.ip6.is_none() {
+        return newest(cx, filter, page).await;
+    }
+    let query = of_project(&filter);
+    let servers = cx.store().read(move |tx| tx.list::<Server>(&query)).await?;
     let mut servers: Vec<Server> = servers.into_iter().filter(|s| filter.accepts(s)).collect();
     if filter.ip.is_some() || filter.ip6.is_some() {
         let devices: Vec<String> = servers.iter().map(|s| s.id.to_string()).collect();
@@ -99,6 +96,47 @@ async fn find(cx: &Ctx<State>, req: &Request<()>, page: &::api::Page) -> Result<
     }
     filter::sort(&mut servers, page)?;
     filter::cut(servers, page)
+}
+
+/// A page of the list as it is sorted unless asked otherwise: what is read does not grow with what there is.
+async fn newest(cx: &Ctx<State>, filter: Filter, page: &::api::Page) -> Result<Vec<Server>> {
+    let (marker, limit) = (page.marker.clone(), page.limit);
+    cx.store()
+        .read(move |tx| {
+            let mut after = marker.clone();
+            if let Some(marker) = &marker {
+                let there =
+                    marker.parse().ok().map(|id: ServerId| tx.get::<Server>(&id)).transpose()?.flatten();
+                let shown = |s: &Server| {
+                    filter.project.as_ref().is_none_or(|p| s.project_id == *p) && filter.accepts(s)
+                };
+                if !there.is_some_and(|s| shown(&s)) {
+                    return Err(Error::bad_request(format!("marker [{marker}] not found")));
+                }
+            }
+            let chunk = limit.clamp(1, CHUNK);
+            let mut found = Vec::new();
+            while found.len() < limit {
+                let query = of_project(&filter).sort("created_at", Order::Desc).after(after).limit(chunk);
+                let some = tx.list::<Server>(&query)?;
+                let last = some.len() < chunk;
+                after = some.last().map(|s| s.id.to_string());
+                found.extend(some.into_iter().filter(|s| filter.accepts(s)).take(limit - found.len()));
+                if last {
+                    break;
+                }
+            }
+            Ok(found)
+        })
+        .await
+}
+
+/// Servers of the filter's project, or all.
+fn of_project(filter: &Filter) -> Query {
+    match &filter.project {
+        Some(project) => Query::new().eq("project_id", project),
+        None => Query::new(),
+    }
 }
 
 /// A server as "show" tells it.
