@@ -40,6 +40,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, State};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A whole cloud in one binary.
 #[derive(Parser)]
 #[command(name = "allod", version, about, arg_required_else_help = true)]
