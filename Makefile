@@ -50,7 +50,7 @@ bench: ## figures against the recorded peer (docs/benchmarks.md)
 
 SERVERS ?= 50000
 DATABASE ?= sqlite
-storm: ## a boot storm: SERVERS servers on HOSTS simulated hosts, then a restart with all of them (docs/benchmarks.md)
+storm: ## a boot storm: SERVERS servers on HOSTS simulated hosts, then a drain of a tenth of the hosts and a restart (docs/benchmarks.md)
 	scripts/setup build run test
 	cargo build --release --locked -p allod
 	bench/storm.py $(RELEASE) --hosts $(HOSTS) --servers $(SERVERS) --database $(DATABASE) --out bench

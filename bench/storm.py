@@ -4,7 +4,8 @@
   bench/storm.py ALLOD [--hosts 1000] [--servers 50000] [--database sqlite|postgresql] [--out DIR]
 
 Phases: servers are created as fast as the cloud takes them, counted until all are ACTIVE, in steps that give the growth
-curve; then the server is killed and comes back with everything there. Meanwhile a second client
+curve; then an operator drains a tenth of the hosts: disables them, migrates their servers away and confirms each; then the
+server is killed and comes back with everything there. Meanwhile a second client
 asks what tenants ask, a few times a second: its latencies are the p50/p99 of the table. The client runs on the same
 cores; the CPU time of the cloud's processes (simulated hosts included: they live in the server's process) and of the
 client are told apart. Writes storm-DATABASE.json and storm-DATABASE.svg. Standard library only.
@@ -203,6 +204,74 @@ def admin_rc(state):
     return {'OS_AUTH_URL': get('auth_url'), 'OS_USERNAME': get('username'), 'OS_PASSWORD': get('password'), 'OS_PROJECT_NAME': get('project_name')}
 
 
+async def drain(a, cloud, root, R, made):
+    """An operator empties a tenth of the hosts, which are repaired: all servers go elsewhere with their disks."""
+    C, want, cpu, s = root.url('compute'), R['steps'][-1]['servers'], cloud.pids(), {}
+    services = sorted((x for x in (await root.call('GET', C + '/os-services?binary=nova-compute'))['services']), key=lambda x: x['host'])
+    services = services[:max(1, len(services) // 10)]
+
+    async def status(word): await pooled(len(services), a.width, lambda i: root.call('PUT', C + '/os-services/' + services[i]['id'], {'status': word}))
+
+    async def there(host):
+        ids, marker = [], ''
+        while True:
+            page = (await root.call('GET', '%s/servers?all_tenants=1&host=%s&limit=1000%s' % (C, host, marker)))['servers']
+            ids += [x['id'] for x in page]
+            if len(page) < 1000: return ids
+            marker = '&marker=' + page[-1]['id']
+
+    async def timed(id, word):
+        t = time.perf_counter(); await root.call('POST', '%s/servers/%s/action' % (C, id), {word: None}); return time.perf_counter() - t
+
+    async def moves(word): return [x['instance_uuid'] for x in (await root.call('GET', C + '/os-migrations?status=' + word))['migrations']]
+
+    async def empty():
+        left, posts, confirms = set(ids), [], []
+
+        async def ask():
+            posts.extend(await pooled(len(ids), a.width, lambda i: timed(ids[i], 'migrate'))); s['accepted_s'] = round(time.time() - t0, 2)
+        asking = asyncio.ensure_future(ask())
+        try:
+            while left:
+                came = [x for x in await moves('finished') if x in left]
+                confirms.extend(await pooled(len(came), a.width, lambda i: timed(came[i], 'confirmResize')))
+                left.difference_update(came)
+                if asking.done(): asking.result()
+                if sys.stderr.isatty(): print('\r%6d of %d to move' % (len(left), len(ids)), end='', file=sys.stderr, flush=True)
+                refused = await moves('error')
+                if refused: raise RuntimeError('%d moves were called off' % len(refused))
+                if time.time() - t0 > a.deadline: raise RuntimeError('%d servers did not move' % len(left))
+                await asyncio.sleep(.25)
+            await asking
+        finally: asking.cancel()
+        s['arrived_s'] = round(time.time() - t0, 2)
+        # Until the first hosts have forgotten them, too.
+        while True:
+            m = await root.metrics()
+            if total(m, 'allod_guests', power='running') >= want and not total(m, 'allod_guests', power='shutdown') and not await moves('confirming'): break
+            if time.time() - t0 > a.deadline: raise RuntimeError('not at rest: %s' % {k: v for k, v in m.items() if k.startswith('allod_guests')})
+            await asyncio.sleep(.25)
+        await active(root, want, a.deadline)
+        left = [x for host in services for x in await there(host['host'])]
+        if left: raise RuntimeError('%d servers are still on hosts that were drained' % len(left))
+        return posts, confirms
+
+    await root.login(); before = await root.metrics()
+    await status('disabled')
+    ids = [x for host in services for x in await there(host['host'])]
+    if not ids: raise RuntimeError('there is nothing to move')
+    s0, t0 = cpu.snap(), time.time()
+    (posts, confirms), told = await meanwhile(root, made, empty())
+    wall, d, after = time.time() - t0, cpu.delta(s0, cpu.snap(), len(ids)), await root.metrics()
+    await status('enabled')
+    s.update(**d)
+    s.update(hosts=len(services), servers=len(ids), wall_s=round(wall, 2), per_s=round(len(ids) / wall, 1), migrate=lat(posts), confirm=lat(confirms), pss_mib=cloud.memory(), meanwhile=told,
+             statements_per_server=round((total(after, 'allod_store_statements_total') - total(before, 'allod_store_statements_total')) / len(ids), 1))
+    R['drain'] = s
+    print('drain of %d hosts: %d servers moved in %.1f s, %.1f/s, cloud %.2f CPU-ms each, %.0f statements each; meanwhile p50 %.1f ms, p99 %.1f ms, %d failures' % (
+        len(services), len(ids), wall, s['per_s'], d['server_cpu_ms_per_op'], s['statements_per_server'], told['all']['p50_ms'], told['all']['p99_ms'], told['failures']), flush=True)
+
+
 async def restart(a, cloud, root, c, R, made):
     """The control plane is killed and comes back with everything there; all hosts connect and report at once."""
     want, s = R['steps'][-1]['servers'], {}
@@ -262,7 +331,7 @@ def main():
     ap.add_argument('--database', choices=['sqlite', 'postgresql'], default='sqlite'); ap.add_argument('--out', default='bench')
     ap.add_argument('--batch', type=int, default=1, help='servers per POST (min_count); 1 = a request each'); ap.add_argument('--width', type=int, default=32, help='requests at a time')
     ap.add_argument('--deadline', type=int, default=1800); ap.add_argument('--keep', action='store_true', help='leave the state directory')
-    ap.add_argument('--only', default='storm,restart')
+    ap.add_argument('--only', default='storm,drain,restart', help='phases after the storm: drain, restart')
     a = ap.parse_args(); a.allod = os.path.realpath(a.allod)
     a.steps = sorted({n for n in (1000, 2000, 5000, 10000, 20000, 30000, 40000) if n < a.servers} | {a.servers})
     dir = tempfile.mkdtemp(prefix='allod-storm-'); os.chmod(dir, 0o755)
@@ -277,6 +346,7 @@ def main():
         async def run():
             root, c, made = await storm(a, cloud, R, save)
             svg(R, out + '.svg')
+            if 'drain' in a.only: await drain(a, cloud, root, R, made); save()
             if 'restart' in a.only: await restart(a, cloud, root, c, R, made); save()
         asyncio.run(run())
     finally:

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use base::{Error, Result, ServerId};
 use contract::drivers::{BlockDevice, Guest, GuestPlan};
-use contract::host::{DiskSource, Power, PowerObserved, ServerSpec, VolumeSource};
+use contract::host::{DiskPart, DiskSource, Power, PowerObserved, ServerSpec, VolumeSource};
 use tracing::Instrument;
 
 use crate::ledger::Start;
@@ -229,6 +229,7 @@ impl Agent {
         let Some(server) = spec.as_ref().and_then(|s| s.servers.iter().find(|s| s.id == id)) else {
             return Ok(Known::default());
         };
+        self.receive_disks(server).await?;
         let start = self.may_start(server).await?;
         let plan = self.prepare(server).await?;
         if start && server.power == Power::Running {
@@ -237,6 +238,36 @@ impl Agent {
         let guest = self.drivers.hypervisor.ensure(&plan, start).await?;
         self.unplug_unused(server, &guest).await?;
         Ok(Known { generation: server.generation, guest: Some(guest), ..Known::default() })
+    }
+
+    /// Fetches the local disks of a server that is on its way here from another host.
+    async fn receive_disks(&self, server: &ServerSpec) -> Result<()> {
+        let Some(from) = server.disks_from else { return Ok(()) };
+        let hypervisor = &self.drivers.hypervisor;
+        for disk in server.disks.iter().filter(|d| !matches!(d.source, DiskSource::Volume { .. })) {
+            if hypervisor.has_disk(server.id, from.transfer, &disk.name).await? {
+                continue;
+            }
+            let mut offset = 0;
+            loop {
+                // It may have been called off, and another move begun.
+                let spec = self.spec();
+                let wanted = spec.as_ref().and_then(|s| s.servers.iter().find(|s| s.id == server.id));
+                if wanted.is_none_or(|s| s.disks_from != Some(from)) {
+                    return Err(Error::conflict(format!("server {} does not come here any more", server.id)));
+                }
+                let (transfer, name) = (from.transfer, disk.name.clone());
+                let part = DiskPart { server: server.id, transfer, disk: name, offset };
+                let piece = self.control.disk(self.config.host, &part).await?;
+                let length = piece.len();
+                hypervisor.write_disk(server.id, transfer, &disk.name, offset, piece).await?;
+                if length == 0 {
+                    break;
+                }
+                offset = offset.saturating_add(u64::try_from(length).unwrap_or(0));
+            }
+        }
+        Ok(())
     }
 
     /// Whether a guest that is down shall be started: once per generation that asks for it, and again when the machine

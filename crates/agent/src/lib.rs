@@ -25,8 +25,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base::{Clock, HostId, Result, ServerId, Timestamp};
+use bytes::Bytes;
 use contract::drivers::{BlockStorage, HostNetwork, Hypervisor, ImageSource};
-use contract::host::{HostCapacity, HostReport, HostSpec, PowerObserved};
+use contract::host::{HostCapacity, HostReport, HostSpec, Power, PowerObserved};
 use contract::services::{ControlPlane, HostAccess};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -353,5 +354,14 @@ impl HostAccess for Agent {
             return Err(base::Error::unavailable(format!("Host {host} is not reachable from here.")));
         }
         self.drivers.hypervisor.console_log(server, length).await
+    }
+
+    async fn read_disk(&self, host: HostId, server: ServerId, disk: &str, offset: u64) -> Result<Bytes> {
+        let spec = self.spec();
+        let held = spec.as_ref().and_then(|s| s.servers.iter().find(|s| s.id == server));
+        if host != self.config.host || held.is_none_or(|s| s.power != Power::Stopped) {
+            return Err(base::Error::conflict(format!("Server {server} does not stand still on this host.")));
+        }
+        self.drivers.hypervisor.read_disk(server, disk, offset).await
     }
 }

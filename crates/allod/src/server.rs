@@ -229,6 +229,20 @@ impl HostAccess for Fleet {
             None => Err(base::Error::unavailable(format!("Host {host} does not answer."))),
         }
     }
+
+    async fn read_disk(
+        &self,
+        host: HostId,
+        server: base::ServerId,
+        disk: &str,
+        offset: u64,
+    ) -> base::Result<bytes::Bytes> {
+        let agent = self.agents.read().get(&host).cloned();
+        match agent {
+            Some(agent) => agent.read_disk(host, server, disk, offset).await,
+            None => Err(base::Error::unavailable(format!("Host {host} does not answer."))),
+        }
+    }
 }
 
 fn network_backend(state: &State, config: &Config) -> Backend {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use ::reconcile::{Outcome, Reconciler};
 use async_trait::async_trait;
 use base::{Error, HostId, ResourceProviderId, Result, ServerId, Timestamp};
-use contract::host::{HostCapacity, HostReport, HostSpec, PowerObserved, ServerReport, ServerSpec};
+use bytes::Bytes;
+use contract::host::{DiskPart, HostCapacity, HostReport, HostSpec, PowerObserved, ServerReport, ServerSpec};
 use contract::services::{ControlPlane, Inventory};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
@@ -18,6 +19,7 @@ use crate::State;
 use crate::leases::{Given, raise};
 use crate::logic::fold::server_spec;
 use crate::model::{DiskState, Host, HostLease, JoinedHost, Server};
+use crate::moving;
 use crate::reports::News;
 
 /// How long an agent's question for a newer spec is held.
@@ -210,7 +212,7 @@ impl State {
         let held: Vec<Arc<HostSpec>> =
             hosts.iter().filter_map(|host| self.hosts.of(*host).spec.borrow().clone()).collect();
         let known = held.clone();
-        let (rows, leases, here, changed) = self
+        let (rows, leases, here, changed, moves) = self
             .store
             .read(move |tx| {
                 let rows = tx.list::<Host>(&Query::new().is_in("id", &ids))?;
@@ -222,9 +224,12 @@ impl State {
                 let known: HashMap<ServerId, u64> =
                     known.iter().flat_map(|spec| &spec.servers).map(|s| (s.id, s.generation)).collect();
                 let changed = here.iter().filter(|(id, generation)| known.get(id) != Some(*generation));
-                let changed: Vec<ServerId> = changed.map(|(id, _)| *id).collect();
+                let mut changed: BTreeSet<ServerId> = changed.map(|(id, _)| *id).collect();
+                // What two hosts have of a server that moves differs under one generation.
+                let moves = moving::touching(tx, &ids)?;
+                changed.extend(moves.iter().map(|m| m.server_id));
                 let changed = tx.list::<Server>(&Query::new().is_in("id", changed))?;
-                Ok((rows, leases, here, changed))
+                Ok((rows, leases, here, changed, moves))
             })
             .await?;
         let mut specs: BTreeMap<HostId, HostSpec> =
@@ -234,9 +239,16 @@ impl State {
                 spec.servers.push(Arc::new(server_spec(server)));
             }
         }
+        for (host, server) in moving::passing(&moves, &changed) {
+            if let Some(spec) = specs.get_mut(&host) {
+                spec.servers.push(Arc::new(server));
+            }
+        }
+        let changed: BTreeSet<ServerId> = changed.iter().map(|s| s.id).collect();
         for held in &held {
             let Some(spec) = specs.get_mut(&held.host) else { continue };
-            let same = |s: &&Arc<ServerSpec>| here.get(&s.id) == Some(&s.generation);
+            let same =
+                |s: &&Arc<ServerSpec>| here.get(&s.id) == Some(&s.generation) && !changed.contains(&s.id);
             spec.servers.extend(held.servers.iter().filter(same).cloned());
         }
         let mut specs: Vec<HostSpec> = specs.into_values().collect();
@@ -494,6 +506,10 @@ impl ControlPlane for State {
 
     async fn lease(&self, host: HostId, generation: u64) -> Result<Duration> {
         self.give_lease(host, generation).await
+    }
+
+    async fn disk(&self, host: HostId, part: &DiskPart) -> Result<Bytes> {
+        self.pass_disk(host, part).await
     }
 
     async fn admit(&self, host: HostId) -> Result<()> {

@@ -16,6 +16,7 @@ mod joining;
 mod leases;
 mod logic;
 pub mod model;
+mod moving;
 mod nudge;
 mod reconcile;
 mod reports;

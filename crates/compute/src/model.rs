@@ -7,7 +7,7 @@ use base::{
     AttachmentId, Error, FlavorId, HostId, ImageId, NetworkId, PortId, ProjectId, ServerGroupId, ServerId,
     SnapshotId, Timestamp, UserId, VolumeId,
 };
-use contract::host::{HostCapacity, ImageRef, NicSpec, Power};
+use contract::host::{HostCapacity, ImageRef, NicSpec, Power, PowerObserved};
 use contract::services::FixedIpInfo;
 use serde::{Deserialize, Serialize};
 use store::{Meta, Migration, Step, Tx};
@@ -333,6 +333,97 @@ store::resource! {
         pub launched_at: Option<Timestamp>,
         /// Whether it shall go.
         pub deleting: bool,
+        /// The move to another host that it is in; see [`Move`].
+        #[serde(default)]
+        pub moving: Option<Uuid>,
+    }
+}
+
+/// How far a move is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The server is being stopped.
+    Stopping,
+    /// The other host fetches its disks.
+    Copying,
+    /// It is being started at the other host.
+    Starting,
+    /// It waits for its owner to confirm or revert.
+    Verify,
+    /// Its first host shall forget it.
+    Confirming,
+    /// It is being stopped at the other host.
+    Reverting,
+    /// It is being started at its first host again.
+    Returning,
+    /// Over.
+    Ended,
+}
+
+impl Stage {
+    /// Whether the first host keeps its disks although the server is at the other.
+    pub fn keeps_source(self) -> bool {
+        matches!(self, Stage::Starting | Stage::Verify | Stage::Reverting)
+    }
+}
+
+impl Move {
+    /// The hosts that have to do with it.
+    pub fn hosts(&self) -> impl Iterator<Item = HostId> + use<> {
+        [Some(self.source), self.target].into_iter().flatten()
+    }
+}
+
+/// What a host told last of a server that moves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// The generation that it worked on.
+    pub generation: u64,
+    /// What the guest does, where everything of that generation is as it shall be.
+    pub power: Option<PowerObserved>,
+    /// Since when it fails, and why.
+    pub failing: Option<(Timestamp, String)>,
+}
+
+store::resource! {
+    /// A server's way to another host.
+    pub struct Move, table "compute_moves", id Uuid {
+        unique: [],
+        index: [server_id, source, target, open],
+    } {
+        /// The server.
+        pub server_id: ServerId,
+        /// The host it was at.
+        pub source: HostId,
+        /// That host's name.
+        pub source_name: String,
+        /// The host that was chosen.
+        pub target: Option<HostId>,
+        /// That host's name.
+        pub target_name: Option<String>,
+        /// The host asked for.
+        pub host_wanted: Option<String>,
+        /// What the server shall do afterwards.
+        pub power: Power,
+        /// How far it is.
+        pub stage: Stage,
+        /// Whether there is anything left to do.
+        pub open: bool,
+        /// How it ended.
+        pub status: String,
+        /// Why it did not end well.
+        pub message: Option<String>,
+        /// What the first host told last.
+        pub source_told: Option<Told>,
+        /// What the other host told last.
+        pub target_told: Option<Told>,
+        /// Who asked for it.
+        pub user_id: UserId,
+        /// In which project.
+        pub project_id: ProjectId,
+        /// The server's flavor.
+        pub flavor_id: FlavorId,
     }
 }
 
@@ -580,7 +671,7 @@ impl VolumeClaim {
 }
 
 /// The tables.
-pub const MIGRATIONS: &[Migration] = &[FIRST, JOINING, CLAIMS, VERSIONS];
+pub const MIGRATIONS: &[Migration] = &[FIRST, JOINING, CLAIMS, VERSIONS, MOVES];
 
 const FIRST: Migration = Migration::new(
     1,
@@ -609,3 +700,13 @@ const JOINING: Migration = Migration::new(
 const VERSIONS: Migration = Migration::new(5, "versions of agents", &[Step::table::<Host>()]);
 
 const CLAIMS: Migration = Migration::new(3, "claims of volumes", &[Step::table::<VolumeClaim>()]);
+
+/// Server processes of this schema know moves.
+pub(crate) const KNOWS_MOVES: u32 = 6;
+
+/// Servers are marked, and hosts say whether they hand out disks.
+const MOVES: Migration = Migration::new(
+    KNOWS_MOVES,
+    "moves of servers",
+    &[Step::table::<Move>(), Step::table::<Server>(), Step::table::<Host>()],
+);

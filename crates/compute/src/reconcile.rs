@@ -17,16 +17,17 @@ use crate::hosts::unfinished;
 use crate::leases::REBUILDING;
 use crate::logic::{fold, names};
 use crate::model::{
-    Disk, DiskState, Fault, Host, HostLease, InstanceAction, Nic, Origin, PastServer, Plugged, Server, Usage,
-    VmState, VolumeClaim,
+    Disk, DiskState, Fault, Host, HostLease, InstanceAction, Move, Nic, Origin, PastServer, Plugged, Server,
+    Usage, VmState, VolumeClaim,
 };
+use crate::moving;
 
 /// How soon a volume that is being made is looked at again.
 const SOON: Duration = Duration::from_millis(250);
 /// Servers that a sweep reads at once.
 const PAGE: usize = 500;
 /// How soon a server that waits for its host is looked at again; the host's report comes sooner.
-const LATER: Duration = Duration::from_secs(5);
+pub(crate) const LATER: Duration = Duration::from_secs(5);
 
 pub(crate) use place::zone_of;
 
@@ -42,7 +43,12 @@ impl Reconciler for Servers {
     async fn reconcile(&self, key: &str) -> Result<Outcome> {
         let mut found = self.0.find(std::slice::from_ref(&key.to_owned())).await?;
         match found.pop() {
-            Some(found) => self.0.work_on(found).await,
+            Some(Found { server, ports }) => {
+                let moves = server.moving.is_some() && !server.deleting;
+                let moved =
+                    if moves { self.0.advance(vec![server.clone()]).await?.remove(&server.id) } else { None };
+                self.0.work_on(Found { server, ports }, moved).await
+            }
             None => Ok(Outcome::Done),
         }
     }
@@ -61,13 +67,25 @@ impl Reconciler for Servers {
             tracing::debug!(error = %error.chain(), "servers are built one by one");
             BTreeSet::new()
         });
+        let movers = found.iter().map(|found| &found.server).filter(|s| s.moving.is_some() && !s.deleting);
+        let moved = state.advance(movers.cloned().collect()).await;
+        if let Err(error) = &moved {
+            tracing::debug!(error = %error.chain(), "servers are moved one by one");
+        }
         let mut found: BTreeMap<String, Found> =
             found.into_iter().map(|found| (found.server.id.to_string(), found)).collect();
         let each = keys.iter().map(|key| {
             let found = found.remove(key).filter(|found| !built.contains(&found.server.id));
+            let moved = moved.as_ref();
             async move {
                 match found {
-                    Some(found) => state.work_on(found).await,
+                    Some(found) if found.server.moving.is_some() && moved.is_err() => {
+                        self.reconcile(key).await
+                    }
+                    Some(found) => {
+                        let moved = moved.ok().and_then(|moved| moved.get(&found.server.id)).copied();
+                        state.work_on(found, moved).await
+                    }
                     None => Ok(Outcome::Done),
                 }
             }
@@ -91,7 +109,7 @@ impl Reconciler for Servers {
                 || ((s.vm_state == VmState::Building || rebuilding(s)) && !s.ready)
                 || (s.vm_state != VmState::Error && unfinished(s))
         };
-        let mut keys = Vec::new();
+        let mut keys = self.0.store.read(moving::under_way).await?;
         let mut last = String::new();
         loop {
             // Page by page: neither memory nor readers are held for long, however many servers there are.
@@ -117,7 +135,7 @@ struct Found {
 }
 
 /// What a step of the build says.
-enum Step<T> {
+pub(crate) enum Step<T> {
     /// Go on.
     Next(T),
     /// Wait.
@@ -177,11 +195,16 @@ impl State {
         Ok(found.collect())
     }
 
-    async fn work_on(&self, Found { server, ports }: Found) -> Result<Outcome> {
+    /// `moved`: what is to be said of a server that took a step to another host; nothing else is done with it.
+    async fn work_on(&self, Found { server, ports }: Found, moved: Option<Outcome>) -> Result<Outcome> {
         let (id, asked) = (server.id, ports.is_some());
-        let outcome =
-            if server.deleting { self.tear_down(&server).await } else { self.build_up(server, ports).await };
-        if asked && outcome.is_err() {
+        let outcome = match moved {
+            Some(outcome) => Ok(outcome),
+            None if server.deleting => self.tear_down(&server).await,
+            None => self.build_up(server, ports).await,
+        };
+        // What the ports of a server that moves are now is asked when it stands somewhere.
+        if asked && (outcome.is_err() || moved.is_some()) {
             self.stale.lock().insert(id);
         }
         outcome
@@ -215,7 +238,7 @@ impl State {
             }
             Step::Fail(error) => return self.fail(&server, &error).await,
         }
-        match self.bring_nics(&mut server).await? {
+        match self.bring_nics(&mut server, false).await? {
             Step::Next(()) => {}
             Step::Wait(pause) => return Ok(Outcome::After(pause)),
             Step::Fail(error) => return self.fail(&server, &error).await,
@@ -262,8 +285,19 @@ impl State {
         }
         let mut placed = self.place(&mut servers).await?.into_iter();
         servers.retain(|_| matches!(placed.next(), Some(Step::Next(()))));
+        self.bring_ports(&mut servers).await?;
+        let built = servers.iter().map(|s| s.id).collect();
+        self.hand_over(servers).await?;
+        Ok(built)
+    }
+
+    /// Makes the ports of servers and binds them to their hosts, all together. Ports that were given are not made here.
+    pub(crate) async fn bring_ports(&self, servers: &mut [Server]) -> Result<()> {
         let mut requests = Vec::new();
-        for server in &servers {
+        for server in servers.iter() {
+            if server.nics.iter().any(|nic| nic.given || nic.detaching) {
+                return Err(Error::conflict(format!("server {} needs a look of its own", server.id)));
+            }
             requests.extend(server.nics.iter().map(|nic| self.port_request(server, nic)));
         }
         let ports = self.deps.networks.ensure_ports(&requests).await?;
@@ -271,9 +305,7 @@ impl State {
         for nic in servers.iter_mut().flat_map(|s| &mut s.nics) {
             nic.plugged = ports.get(&nic.port).map(plugged);
         }
-        let built = servers.iter().map(|s| s.id).collect();
-        self.hand_over(servers).await?;
-        Ok(built)
+        Ok(())
     }
 
     fn port_request(&self, server: &Server, nic: &Nic) -> PortRequest {
@@ -369,12 +401,12 @@ impl State {
     }
 
     /// Makes or claims the server's ports and binds them to its host.
-    async fn bring_nics(&self, server: &mut Server) -> Result<Step<()>> {
+    pub(crate) async fn bring_nics(&self, server: &mut Server, moved: bool) -> Result<Step<()>> {
         let Some(host) = server.host_name.clone() else { return Ok(Step::Next(())) };
         let mut nics = std::mem::take(&mut server.nics);
         let mut failed = None;
         // On another host the same ports are plugged anew.
-        let moved = rebuilding(server) && !server.ready;
+        let moved = moved || rebuilding(server) && !server.ready;
         for nic in nics.iter_mut().filter(|n| (n.plugged.is_none() || moved) && !n.detaching) {
             match self.bring_nic(server, nic, &host).await {
                 Ok(info) => nic.plugged = Some(plugged(&info)),
@@ -451,7 +483,7 @@ impl State {
             Step::Wait(pause) => wait = Some(pause),
             Step::Fail(error) => self.drop_disks(&mut server, &error),
         }
-        match self.bring_nics(&mut server).await? {
+        match self.bring_nics(&mut server, false).await? {
             Step::Next(()) => {}
             Step::Wait(pause) => wait = Some(pause),
             Step::Fail(error) => {
@@ -589,6 +621,9 @@ impl State {
             self.give_back(nic, &server.id.to_string()).await?;
         }
         self.deps.placement.deallocate(server.id).await?;
+        if let Some(moving) = server.moving {
+            self.deps.placement.deallocate(moving::consumer(moving)).await?;
+        }
         let id = server.id;
         self.store.write(move |tx| bury(tx, id)).await?;
         Ok(Outcome::Done)
@@ -621,6 +656,8 @@ fn bury(tx: &mut Tx<'_>, id: ServerId) -> Result<()> {
         })?;
     }
     tx.delete_where::<InstanceAction>(&Query::new().eq("server_id", id))?;
+    moving::wake_hosts(tx, &server)?;
+    tx.delete_where::<Move>(&Query::new().eq("server_id", id))?;
     Ok(())
 }
 
@@ -641,7 +678,12 @@ fn refresh_nics(server: &mut Server, ports: &[PortInfo]) {
 }
 
 /// Notes how an action ended.
-fn finish_action(tx: &mut Tx<'_>, id: ServerId, action: &str, failure: Option<&str>) -> Result<()> {
+pub(crate) fn finish_action(
+    tx: &mut Tx<'_>,
+    id: ServerId,
+    action: &str,
+    failure: Option<&str>,
+) -> Result<()> {
     let all = tx.list::<InstanceAction>(&Query::new().eq("server_id", id))?;
     for mut one in all.into_iter().filter(|a| a.action == action && a.finish.is_none()) {
         one.finish = Some(tx.now());
@@ -653,7 +695,7 @@ fn finish_action(tx: &mut Tx<'_>, id: ServerId, action: &str, failure: Option<&s
 }
 
 /// Takes over what a reconcile step found out about interfaces and volumes; a wish to detach that came meanwhile stays.
-fn merge(server: &mut Server, found: &Server) {
+pub(crate) fn merge(server: &mut Server, found: &Server) {
     for nic in &mut server.nics {
         if let Some(new) = found.nics.iter().find(|n| n.port == nic.port) {
             nic.plugged.clone_from(&new.plugged);

@@ -11,7 +11,8 @@ use store::Query;
 use crate::State;
 use crate::hosts::unfinished;
 use crate::logic::state::{Change, apply_report};
-use crate::model::Server;
+use crate::model::{Move, Server};
+use crate::moving;
 
 /// Reports that are taken at once.
 const BATCH: usize = 64;
@@ -67,9 +68,16 @@ impl State {
                 let ids = changed.iter().map(|(_, report)| report.id);
                 let rows = tx.list::<Server>(&Query::new().is_in("id", ids))?;
                 let mut rows: BTreeMap<ServerId, Server> = rows.into_iter().map(|s| (s.id, s)).collect();
+                let mut moves = moving::of(tx, rows.values())?;
+                let mut told = BTreeSet::new();
                 let mut changes: BTreeMap<ServerId, Change> = BTreeMap::new();
                 for (host, report) in &changed {
                     let Some(server) = rows.get_mut(&report.id) else { continue };
+                    if let Some(moving) = moves.get_mut(&server.id)
+                        && moving::note(moving, *host, report, now)
+                    {
+                        told.insert(server.id);
+                    }
                     if server.host_id != Some(*host) || !server.ready || server.deleting {
                         continue;
                     }
@@ -89,12 +97,17 @@ impl State {
                         Change::Status => of_status.push(server),
                         Change::Spec => {
                             refold.extend(server.host_id);
+                            refold.extend(moves.get(&id).into_iter().flat_map(Move::hosts));
                             of_spec.push(server);
                         }
                     }
                 }
                 tx.update_status_many(&mut of_status)?;
                 tx.update_many(&mut of_spec)?;
+                told.iter().for_each(|id| tx.wake("server", id));
+                let mut moves: Vec<Move> =
+                    moves.into_iter().filter_map(|(id, m)| told.contains(&id).then_some(m)).collect();
+                tx.update_status_many(&mut moves)?;
                 refold.into_iter().for_each(|host| tx.wake("host", host));
                 Ok(())
             })

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::{PortId, Result, ServerId, SnapshotId, Timestamp, VolumeId};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
+use uuid::Uuid;
 
 use crate::host::{
     HostCapacity, ImageRef, MetadataPort, NicSpec, PowerObserved, ServerSpec, SnapshotSpec, VolumeSpec,
@@ -88,6 +90,29 @@ pub trait Hypervisor: Send + Sync {
     /// dead. Called only where the host has leases.
     async fn lease(&self, _lease: &GuestLease) -> Result<()> {
         Ok(())
+    }
+
+    /// A piece of the file of a local disk of a guest that is down, from `offset` on; empty at its end.
+    async fn read_disk(&self, _id: ServerId, _disk: &str, _offset: u64) -> Result<Bytes> {
+        Err(base::Error::not_implemented("This hypervisor hands out no disks."))
+    }
+
+    /// Whether a local disk came here by this transfer, whole.
+    async fn has_disk(&self, _id: ServerId, _transfer: Uuid, _disk: &str) -> Result<bool> {
+        Err(base::Error::not_implemented("This hypervisor takes no disks."))
+    }
+
+    /// Takes a piece of a local disk that comes from another host, pieces in order; an empty one is the end: from then on
+    /// the disk is the guest's, in place of any before. The guest is down.
+    async fn write_disk(
+        &self,
+        _id: ServerId,
+        _transfer: Uuid,
+        _disk: &str,
+        _offset: u64,
+        _piece: Bytes,
+    ) -> Result<()> {
+        Err(base::Error::not_implemented("This hypervisor takes no disks."))
     }
 
     /// Hints that a guest changed by itself.

@@ -13,6 +13,7 @@ use base::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 /// Everything one host shall run. A full picture, not a delta: what is absent shall not be there. Pictures that follow
 /// each other share the servers that did not change, so that a host's thousandth change costs no more than its first.
@@ -85,6 +86,35 @@ pub struct ServerSpec {
     pub config_drive: bool,
     /// What the guest may read about itself, by config drive and metadata service.
     pub metadata: GuestMetadata,
+    /// Local disks are those of another host, fetched before anything else: the server is on its way here. While this is
+    /// set the server stands still, here and there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks_from: Option<DisksFrom>,
+}
+
+/// Where the local disks of a server come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisksFrom {
+    /// The host that has them.
+    pub host: HostId,
+    /// Names this move: what came by another one is worth nothing.
+    pub transfer: Uuid,
+}
+
+/// Largest piece of a disk that passes at once.
+pub const PIECE: usize = 2 * 1024 * 1024;
+
+/// A piece of a local disk of a server that is on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPart {
+    /// The server.
+    pub server: ServerId,
+    /// The move.
+    pub transfer: Uuid,
+    /// Name of the disk, as in [`DiskSpec::name`].
+    pub disk: String,
+    /// Where in its file the piece begins.
+    pub offset: u64,
 }
 
 /// A disk of a server.
@@ -281,6 +311,9 @@ pub struct HostCapacity {
     pub cpu_info: Value,
     /// Address on which guests' services of this host are reached.
     pub host_ip: Option<IpAddr>,
+    /// Whether local disks of servers can come from here and go to here.
+    #[serde(default)]
+    pub moves_disks: bool,
 }
 
 /// What a guest does, as far as the host can tell.

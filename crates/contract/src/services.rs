@@ -20,7 +20,7 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::AuthContext;
-use crate::host::{HostReport, HostSpec, MetadataPort, NicSpec};
+use crate::host::{DiskPart, HostReport, HostSpec, MetadataPort, NicSpec};
 
 /// An image as other services see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -182,6 +182,9 @@ pub trait Placement: Send + Sync {
     async fn allocate(&self, claims: &[Claim]) -> Result<Vec<Result<()>>>;
     /// Gives back all of a consumer's allocations.
     async fn deallocate(&self, consumer: ServerId) -> Result<()>;
+    /// What the second of each pair has becomes what the first has, instead of what it had; no moment without a claim.
+    /// Nothing where the second has nothing.
+    async fn take_over(&self, pairs: &[(ServerId, ServerId)]) -> Result<()>;
     /// Used and total by resource class of a provider.
     async fn usage(&self, provider: ResourceProviderId) -> Result<BTreeMap<String, u64>>;
 }
@@ -434,6 +437,10 @@ pub trait HostNudge: Send + Sync {
 pub trait HostAccess: Send + Sync {
     /// The last `length` lines of a server's serial console.
     async fn console_log(&self, host: HostId, server: ServerId, length: Option<usize>) -> Result<String>;
+    /// A piece of a local disk of a server that stands still, from `offset` on; empty at its end.
+    async fn read_disk(&self, host: HostId, _server: ServerId, _disk: &str, _offset: u64) -> Result<Bytes> {
+        Err(base::Error::not_implemented(format!("Host {host} hands out no disks.")))
+    }
 }
 
 /// The control plane as an agent sees it. Implemented by compute (in-process) and by an HTTPS client.
@@ -448,6 +455,10 @@ pub trait ControlPlane: Send + Sync {
     /// may have been given to another host meanwhile; `Forbidden`: the host was declared dead.
     async fn lease(&self, _host: HostId, _generation: u64) -> Result<std::time::Duration> {
         Err(base::Error::not_implemented("This control plane gives no leases."))
+    }
+    /// A piece of a disk that the host is to take over from another one; empty at its end.
+    async fn disk(&self, _host: HostId, _part: &DiskPart) -> Result<Bytes> {
+        Err(base::Error::not_implemented("This control plane passes no disks on."))
     }
     /// `Forbidden` for a host that was removed and may speak no more.
     async fn admit(&self, _host: HostId) -> Result<()> {

@@ -65,6 +65,8 @@ pub struct Checker {
     open: BTreeMap<(&'static str, String), Instant>,
     /// Volumes that shall go with a server.
     bound: BTreeMap<String, String>,
+    /// What is on the root disk of each server, as it was first seen on the host where it runs.
+    roots: BTreeMap<ServerId, u64>,
     /// What the last look saw.
     before: Option<Before>,
     /// What was reported; once is enough.
@@ -79,6 +81,7 @@ impl Checker {
         let mut found = hard::all(view);
         found.extend(self.generations(view));
         found.extend(self.let_go_early(view));
+        found.extend(self.other_disks(view));
         let mut open = soft::all(view);
         open.extend(self.leftover_volumes(view));
         self.unconverged = open.len();
@@ -162,6 +165,27 @@ impl Checker {
                 }
             }
         }
+        found
+    }
+
+    /// A server has the disk that it always had, wherever it is; unless it was evacuated, which loses it.
+    fn other_disks(&mut self, view: &View) -> Vec<Violation> {
+        let mut found = Vec::new();
+        let mut now = BTreeMap::new();
+        for server in &view.servers {
+            let machine = server.host_id.and_then(|h| view.machine(h));
+            let seen = machine.and_then(|m| m.roots.get(&server.id)).copied();
+            let before = self.roots.get(&server.id).copied();
+            if let (Some(seen), Some(before)) = (seen, before)
+                && seen != before
+                && !view.evacuated.contains(&server.id.to_string())
+            {
+                let text = format!("its root disk was {before:016x} and is {seen:016x}");
+                found.push(Violation { rule: "disk-lost", subject: format!("server {}", server.id), text });
+            }
+            now.extend(seen.or(before).map(|root| (server.id, root)));
+        }
+        self.roots = now;
         found
     }
 

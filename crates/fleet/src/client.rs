@@ -1,6 +1,6 @@
 //! Calls of the cloud's API without a network in between, counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -52,6 +52,9 @@ pub struct NoAnswer;
 pub struct Calls {
     /// By what was done and how it was answered (`create_server 202`).
     pub answers: BTreeMap<String, u64>,
+    /// Servers whose evacuation was not refused.
+    #[serde(skip)]
+    pub evacuated: BTreeSet<String>,
     /// Answers of 500 and above, with what was called.
     pub failures: Vec<String>,
     /// Processor time of calls that were answered, in microseconds; real, so not part of what a seed replays.
@@ -103,6 +106,9 @@ impl Api {
         self.trace.event("call", format_args!("{what} {method} {path} {told}"));
         let mut calls = self.calls.lock();
         *calls.answers.entry(format!("{what} {told}")).or_default() += 1;
+        if what == "evacuate" && answered.as_ref().map_or(true, Reply::ok) {
+            calls.evacuated.extend(path.rsplit('/').nth(1).map(str::to_owned));
+        }
         if let Ok(reply) = &answered
             && reply.status >= 500
         {

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::VirtualClock;
 use crate::fault::Commit;
+use crate::host::Machine;
 use crate::trace::Trace;
 
 /// URL of the simulated cloud.
@@ -112,13 +113,26 @@ impl NetworkBackend for Backend {
     }
 }
 
-/// Nobody reads consoles in a simulation.
-struct NoConsoles;
+/// The way to live hosts. Nobody reads consoles in a simulation.
+#[derive(Default)]
+struct Hosts(Mutex<BTreeMap<HostId, std::sync::Weak<Machine>>>);
 
 #[async_trait]
-impl HostAccess for NoConsoles {
+impl HostAccess for Hosts {
     async fn console_log(&self, host: HostId, _: ServerId, _: Option<usize>) -> base::Result<String> {
         Err(Error::unavailable(format!("Host {host} is simulated.")))
+    }
+
+    async fn read_disk(
+        &self,
+        host: HostId,
+        server: ServerId,
+        disk: &str,
+        offset: u64,
+    ) -> base::Result<bytes::Bytes> {
+        let machine = self.0.lock().get(&host).and_then(std::sync::Weak::upgrade);
+        let machine = machine.ok_or_else(|| Error::unavailable(format!("Host {host} is not known.")))?;
+        machine.read_disk(server, disk, offset).await
     }
 }
 
@@ -139,6 +153,7 @@ pub struct Control {
     seed: u64,
     trace: Trace,
     process: Mutex<Option<Process>>,
+    hosts: Arc<Hosts>,
     starts: Mutex<u64>,
     transactions: Arc<(AtomicU64, AtomicU64)>,
     /// Holds files of keys, images and leases.
@@ -170,6 +185,7 @@ impl Control {
             seed,
             trace,
             process: Mutex::default(),
+            hosts: Arc::default(),
             starts: Mutex::default(),
             transactions: Arc::default(),
             directory,
@@ -199,7 +215,7 @@ impl Control {
         let parts = Parts {
             store: self.store.behind(life.clone()),
             backend: Arc::new(backend),
-            hosts: Some(Arc::new(NoConsoles)),
+            hosts: Some(self.hosts.clone()),
             replica: None,
             clock: self.clock.clone(),
             entropy,
@@ -232,6 +248,11 @@ impl Control {
             demo: true,
         };
         cloud::populate(&self.current()?.cloud, &beginning).await
+    }
+
+    /// From now on servers reach this machine.
+    pub fn join(&self, machine: &Arc<Machine>) {
+        self.hosts.0.lock().insert(machine.id, Arc::downgrade(machine));
     }
 
     /// A directory for a machine's few files.

@@ -9,12 +9,14 @@ use std::time::Duration;
 use agent::Drivers;
 use async_trait::async_trait;
 use base::{Error, NetworkId, PortId, Result, ServerId, SnapshotId, VolumeId};
+use bytes::Bytes;
 use contract::drivers::{
     BlockDevice, BlockStorage, Guest, GuestLease, GuestPlan, HostNetwork, Hypervisor, ImageSource,
 };
 use contract::host::{HostCapacity, ImageRef, MetadataPort, NicSpec, SnapshotSpec, VolumeSpec};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::host::Machine;
 
@@ -107,6 +109,23 @@ impl Hypervisor for GuardedHypervisor {
     }
     async fn console_log(&self, id: ServerId, length: Option<usize>) -> Result<String> {
         self.0.look(self.0.machine.sim.hypervisor.console_log(id, length)).await
+    }
+    async fn read_disk(&self, id: ServerId, disk: &str, offset: u64) -> Result<Bytes> {
+        self.0.look(self.0.machine.sim.hypervisor.read_disk(id, disk, offset)).await
+    }
+    async fn has_disk(&self, id: ServerId, transfer: Uuid, disk: &str) -> Result<bool> {
+        self.0.look(self.0.machine.sim.hypervisor.has_disk(id, transfer, disk)).await
+    }
+    async fn write_disk(
+        &self,
+        id: ServerId,
+        transfer: Uuid,
+        disk: &str,
+        offset: u64,
+        piece: Bytes,
+    ) -> Result<()> {
+        let call = self.0.machine.sim.hypervisor.write_disk(id, transfer, disk, offset, piece);
+        self.0.act("disk", id, true, call).await
     }
     fn events(&self) -> broadcast::Receiver<ServerId> {
         self.0.machine.sim.hypervisor.events()

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use agent::ledger::{Keeper, Kept, Ledger};
 use agent::{Agent, Drivers};
-use base::{Clock, Entropy, Error, HostId, Result};
+use base::{Clock, Entropy, Error, HostId, Result, ServerId};
+use bytes::Bytes;
 use contract::host::HostSpec;
+use contract::services::HostAccess as _;
 use parking_lot::Mutex;
 use sim::{SimHost, SimNetwork};
 use tokio::sync::{Notify, watch};
@@ -158,6 +160,24 @@ impl Machine {
     /// The spec that the running agent holds.
     pub fn spec(&self) -> Option<Arc<HostSpec>> {
         self.running.lock().as_ref().filter(|r| !r.dead.is_cancelled())?.agent.spec()
+    }
+
+    /// What a server asks the living agent over the link: a piece of a disk.
+    ///
+    /// # Errors
+    /// Where no agent answers, or has no such disk.
+    pub async fn read_disk(&self, server: ServerId, disk: &str, offset: u64) -> Result<Bytes> {
+        let away = || Error::unavailable(format!("{} does not answer", self.name));
+        let held = {
+            let running = self.running.lock();
+            let living = running.as_ref().filter(|r| !r.dead.is_cancelled());
+            living.map(|r| (r.agent.clone(), r.dead.clone()))
+        };
+        let (agent, dead) = held.ok_or_else(away)?;
+        self.wire.carry().await?;
+        let piece = agent.read_disk(self.id, server, disk, offset).await;
+        self.wire.carry().await?;
+        if dead.is_cancelled() { Err(away()) } else { piece }
     }
 
     /// Whether an agent runs.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base::{Entropy, Error, HostId, Result};
-use contract::host::{HostReport, HostSpec};
+use bytes::Bytes;
+use contract::host::{DiskPart, HostReport, HostSpec};
 use contract::services::ControlPlane;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -87,7 +88,7 @@ impl Wire {
     }
 
     /// One message in one direction.
-    async fn carry(&self) -> Result<()> {
+    pub(crate) async fn carry(&self) -> Result<()> {
         let (down, link) = {
             let state = self.state.lock();
             (state.down > 0, state.link)
@@ -159,6 +160,19 @@ impl ControlPlane for AgentLink {
         let told = if term.is_ok() { "given" } else { "refused" };
         self.machine.trace.event("lease", format_args!("{} {generation} {told}", self.machine.name));
         term
+    }
+
+    async fn disk(&self, host: HostId, part: &DiskPart) -> Result<Bytes> {
+        self.alive()?;
+        self.machine.wire.carry().await?;
+        let server = self.control.current()?;
+        let piece = self.ask(server.cloud.compute.disk(host, part), &server.dead).await;
+        self.machine.wire.carry().await?;
+        self.alive()?;
+        let (name, ended) = (&self.machine.name, if piece.is_ok() { "" } else { " failed" });
+        let DiskPart { server, disk, offset, .. } = part;
+        self.machine.trace.event("disk", format_args!("{name} {server} {disk} {offset}{ended}"));
+        piece
     }
 
     async fn report(&self, report: HostReport) -> Result<()> {

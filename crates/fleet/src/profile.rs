@@ -115,6 +115,8 @@ pub struct Workload {
     pub think_s: f64,
     /// Seconds, on average, after which an operator evacuates what is on hosts that are down; 0 = never.
     pub evacuate_s: u64,
+    /// Seconds, on average, after which an operator drains a host: disables it and takes its servers elsewhere; 0 = never.
+    pub drain_s: u64,
     /// How often each thing is done, in relation to the others.
     pub weights: Weights,
 }
@@ -127,6 +129,7 @@ impl Default for Workload {
             servers_per_host: 10,
             think_s: 6.0,
             evacuate_s: 60,
+            drain_s: 300,
             weights: Weights::default(),
         }
     }

@@ -205,6 +205,7 @@ impl Run {
             let mut machine = Machine::new(n, kind, link, options.seed, &clock, fabric, trace.clone());
             machine.fenced = options.fenced;
             let machine = Arc::new(machine);
+            control.join(&machine);
             let (starting, of) = (machine.clone(), control.clone());
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(starting.dice.below(STAGGER_MS))).await;

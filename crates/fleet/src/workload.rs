@@ -151,6 +151,8 @@ impl Tenants {
         }
         let dice = Entropy::seeded(seed ^ 0x6f70_6572_6174_6f72);
         clients.spawn(operator::run(self.common.clone(), workload.evacuate_s, dice, stop.clone()));
+        let dice = Entropy::seeded(seed ^ 0x0064_7261_696e_6572);
+        clients.spawn(operator::drain(self.common.clone(), workload.drain_s, dice, stop.clone()));
         clients
     }
 }

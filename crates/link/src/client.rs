@@ -6,13 +6,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base::{Error, HostId, ImageId, Result};
 use bytes::Bytes;
-use contract::host::{HostReport, HostSpec};
+use contract::host::{DiskPart, HostReport, HostSpec};
 use contract::services::{ControlPlane, HostAccess, ImageBytes};
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
-use crate::{Answer, Ask, Failure, Held, Question, Term};
+use crate::{Answer, Failure, Held, Question, Term};
 
 /// Longer than any long-poll of the server.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -64,9 +64,7 @@ impl Client {
 }
 
 async fn answer(access: &dyn HostAccess, host: HostId, question: Question) -> Answer {
-    let result = match question.what {
-        Ask::ConsoleLog { server, length } => access.console_log(host, server, length).await,
-    };
+    let result = question.what.of(access, host).await;
     Answer { id: question.id, result: result.map_err(Failure::from) }
 }
 
@@ -108,6 +106,11 @@ impl ControlPlane for Client {
         let request = self.request(Method::POST, "lease").timeout(LEASE).json(&Held { generation });
         let term: Term = send(request).await?.json().await.map_err(unreachable)?;
         Ok(Duration::from_millis(term.milliseconds))
+    }
+
+    async fn disk(&self, _host: HostId, part: &DiskPart) -> Result<Bytes> {
+        let request = self.request(Method::POST, "disk").timeout(TIMEOUT).json(part);
+        send(request).await?.bytes().await.map_err(unreachable)
     }
 }
 

@@ -20,7 +20,10 @@ pub use questions::Questions;
 pub use relay::{Owner, Owners, Relay, Replica};
 pub use server::{Peer, relayed, routes};
 
-use base::ServerId;
+use base::{HostId, ServerId};
+use base64::Engine;
+use bytes::Bytes;
+use contract::services::HostAccess;
 use serde::{Deserialize, Serialize};
 
 /// A question to a live host.
@@ -43,6 +46,34 @@ pub enum Ask {
         /// How many lines; all if `None`.
         length: Option<usize>,
     },
+    /// A piece of a local disk of a server that stands still; answered in base64.
+    ReadDisk {
+        /// Of which server.
+        server: ServerId,
+        /// Which disk.
+        disk: String,
+        /// Where the piece begins.
+        offset: u64,
+    },
+}
+
+impl Ask {
+    /// Asks a host at hand.
+    pub(crate) async fn of(self, access: &dyn HostAccess, host: HostId) -> base::Result<String> {
+        match self {
+            Ask::ConsoleLog { server, length } => access.console_log(host, server, length).await,
+            Ask::ReadDisk { server, disk, offset } => {
+                let piece = access.read_disk(host, server, &disk, offset).await?;
+                Ok(base64::engine::general_purpose::STANDARD.encode(piece))
+            }
+        }
+    }
+}
+
+/// The bytes of an answer in base64.
+pub(crate) fn bytes_of(answer: &str) -> base::Result<Bytes> {
+    let decoded = base64::engine::general_purpose::STANDARD.decode(answer);
+    decoded.map(Bytes::from).map_err(|_| base::Error::unavailable("The host's answer is damaged."))
 }
 
 /// An answer to a [`Question`].

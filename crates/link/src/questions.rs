@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base::{Error, HostId, Result, ServerId};
+use bytes::Bytes;
 use contract::services::HostAccess;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use crate::{Answer, Ask, Question};
+use crate::{Answer, Ask, Question, bytes_of};
 
 /// How long an asker waits for a host.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -90,6 +91,10 @@ impl Questions {
 impl HostAccess for Questions {
     async fn console_log(&self, host: HostId, server: ServerId, length: Option<usize>) -> Result<String> {
         self.ask(host, Ask::ConsoleLog { server, length }).await
+    }
+
+    async fn read_disk(&self, host: HostId, server: ServerId, disk: &str, offset: u64) -> Result<Bytes> {
+        bytes_of(&self.ask(host, Ask::ReadDisk { server, disk: disk.to_owned(), offset }).await?)
     }
 }
 

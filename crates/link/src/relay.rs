@@ -15,9 +15,10 @@ use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base::{Error, HostId, Result, ServerId};
+use bytes::Bytes;
 use contract::services::HostAccess;
 
-use crate::{Answer, Ask, Failure, Peer, Questions};
+use crate::{Answer, Ask, Failure, Peer, Questions, bytes_of};
 
 /// Names the host for which a replica passes a call on.
 const HOST: &str = "x-allod-host";
@@ -75,6 +76,16 @@ impl Relay {
     /// `http` carries this replica's certificate and trusts only the cloud's CA; `questions` are those of this process.
     pub fn new(owners: Arc<dyn Owners>, http: reqwest::Client, questions: Arc<Questions>) -> Self {
         Relay { owners, http, questions }
+    }
+
+    /// Asks a host through the replica that works on it.
+    async fn ask_at(&self, host: HostId, url: &str, what: &Ask) -> Result<String> {
+        let call =
+            self.http.post(format!("{url}/agent/v1/ask")).timeout(PATIENCE).header(HOST, host.to_string());
+        let answer = call.json(what).send().await.map_err(unavailable)?;
+        let answer = answer.error_for_status().map_err(unavailable)?;
+        let answer: Answer = answer.json().await.map_err(unavailable)?;
+        answer.result.map_err(Error::from)
     }
 
     async fn pass_on(&self, host: HostId, url: &str, request: Request) -> Result<Response> {
@@ -143,24 +154,26 @@ pub(crate) async fn ask(
     let (Some(_), Some(axum::Extension(Peer(host)))) = (replica, peer) else {
         return refusal(Error::unauthenticated("A replica's certificate is needed here."));
     };
-    let Ask::ConsoleLog { server, length } = what;
-    let result = relay.questions.console_log(host, server, length).await.map_err(Failure::from);
+    let result = what.of(&*relay.questions, host).await.map_err(Failure::from);
     Json(Answer { id: 0, result }).into_response()
 }
 
 #[async_trait]
 impl HostAccess for Relay {
     async fn console_log(&self, host: HostId, server: ServerId, length: Option<usize>) -> Result<String> {
-        let url = match self.owners.owner(host) {
-            Owner::Me => return self.questions.console_log(host, server, length).await,
-            Owner::Other(url) => url,
-            Owner::Nobody => return Err(nobody(host)),
-        };
-        let call =
-            self.http.post(format!("{url}/agent/v1/ask")).timeout(PATIENCE).header(HOST, host.to_string());
-        let answer = call.json(&Ask::ConsoleLog { server, length }).send().await.map_err(unavailable)?;
-        let answer = answer.error_for_status().map_err(unavailable)?;
-        let answer: Answer = answer.json().await.map_err(unavailable)?;
-        answer.result.map_err(Error::from)
+        match self.owners.owner(host) {
+            Owner::Me => self.questions.console_log(host, server, length).await,
+            Owner::Other(url) => self.ask_at(host, &url, &Ask::ConsoleLog { server, length }).await,
+            Owner::Nobody => Err(nobody(host)),
+        }
+    }
+
+    async fn read_disk(&self, host: HostId, server: ServerId, disk: &str, offset: u64) -> Result<Bytes> {
+        let what = Ask::ReadDisk { server, disk: disk.to_owned(), offset };
+        match self.owners.owner(host) {
+            Owner::Me => self.questions.read_disk(host, server, disk, offset).await,
+            Owner::Other(url) => bytes_of(&self.ask_at(host, &url, &what).await?),
+            Owner::Nobody => Err(nobody(host)),
+        }
     }
 }

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use base::{HostId, ImageId};
-use contract::host::HostReport;
+use contract::host::{DiskPart, HostReport};
 use contract::services::{ControlPlane, Images};
 use serde::Deserialize;
 
@@ -41,6 +41,7 @@ pub fn routes(control: Arc<dyn ControlPlane>, images: Arc<dyn Images>, questions
         .route("/agent/v1/lease", post(lease))
         .route("/agent/v1/questions", get(question).post(answer))
         .route("/agent/v1/images/{id}", get(image))
+        .route("/agent/v1/disk", post(disk))
         .layer(DefaultBodyLimit::max(REPORT_BYTES))
         .with_state(Desk { control, images, questions })
 }
@@ -139,4 +140,13 @@ async fn image(
     host(&desk, peer).await?;
     let bytes = desk.images.read(id, 0).await?;
     Ok(Body::from_stream(bytes).into_response())
+}
+
+async fn disk(
+    State(desk): State<Desk>,
+    peer: Option<Extension<Peer>>,
+    Json(part): Json<DiskPart>,
+) -> Result<Response, Refusal> {
+    let piece = desk.control.disk(host(&desk, peer).await?, &part).await?;
+    Ok(piece.into_response())
 }

@@ -168,6 +168,25 @@ fn shift(
     Ok(Some(all))
 }
 
+/// What the second of each pair has becomes what the first has, in place of what that had. Nothing where it has nothing.
+pub(crate) fn take_over(tx: &mut Tx<'_>, pairs: &[(Uuid, Uuid)]) -> Result<()> {
+    let held = tx.list::<Consumer>(&Query::new().is_in("id", pairs.iter().map(|(_, from)| from)))?;
+    let mut wanted = Vec::new();
+    for (consumer, from) in pairs {
+        let Some(held) = held.iter().find(|c| c.id == *from) else { continue };
+        let claims = |consumer, claims| Wanted {
+            consumer,
+            project: held.project_id.clone(),
+            user: held.user_id.clone(),
+            consumer_type: held.consumer_type.clone(),
+            claims,
+        };
+        wanted.push(claims(*from, BTreeMap::new()));
+        wanted.push(claims(*consumer, held.claims.clone()));
+    }
+    set_many(tx, &wanted)?.into_iter().collect()
+}
+
 /// Removes all claims of a consumer; `false` where it had none.
 pub(crate) fn release(tx: &mut Tx<'_>, consumer: Uuid) -> Result<bool> {
     let Some(held) = tx.get::<Consumer>(&consumer)? else { return Ok(false) };

@@ -119,6 +119,11 @@ impl Placement for State {
         self.store().write(move |tx| claims::release(tx, consumer.0).map(|_| ())).await
     }
 
+    async fn take_over(&self, pairs: &[(ServerId, ServerId)]) -> Result<()> {
+        let pairs: Vec<_> = pairs.iter().map(|(consumer, from)| (consumer.0, from.0)).collect();
+        self.store().write(move |tx| claims::take_over(tx, &pairs)).await
+    }
+
     async fn usage(&self, provider: ResourceProviderId) -> Result<BTreeMap<String, u64>> {
         let found = self.store().read(move |tx| tx.get::<Provider>(&provider)).await?;
         let provider = found

@@ -148,6 +148,7 @@ pub(crate) fn capacity(config: &Config, accelerator: Accelerator, version: u64) 
             "topology": {"sockets": 1, "cores": cpus, "threads": 1},
         }),
         host_ip: None,
+        moves_disks: true,
     })
 }
 

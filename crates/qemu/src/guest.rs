@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base::{Error, Result, ServerId, VolumeId};
+use bytes::Bytes;
 use contract::drivers::{Guest, GuestPlan};
 use contract::host::{DiskSource, Power, PowerObserved};
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex, broadcast};
+use uuid::Uuid;
 
 use crate::accel::Accelerator;
 use crate::console::Console;
@@ -489,6 +491,36 @@ impl Machine {
         }
         let _ = qmp.call("netdev_del", json!({"id": format!("{name}-tap")})).await;
         Ok(())
+    }
+
+    /// Waits for its turn; refused while a process has the disks open.
+    async fn down(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        let turn = self.turn.lock().await;
+        if State::read(&self.dir())?.running().is_some() {
+            return Err(Error::conflict(format!("Server {} has its disks open.", self.id)));
+        }
+        Ok(turn)
+    }
+
+    /// A piece of a local disk.
+    pub async fn read_disk(&self, disk: &str, offset: u64) -> Result<Bytes> {
+        let _turn = self.down().await?;
+        disks::read(&self.dir(), disk, offset)
+    }
+
+    /// Whether a local disk came by this transfer.
+    pub fn has_disk(&self, transfer: Uuid, disk: &str) -> bool {
+        disks::came(&self.dir(), transfer, disk)
+    }
+
+    /// A piece of a local disk from another host. From now on there is a guest here, which is off.
+    pub async fn write_disk(&self, transfer: Uuid, disk: &str, offset: u64, piece: Bytes) -> Result<()> {
+        let _turn = self.down().await?;
+        let dir = self.make_dir()?;
+        if !dir.join("state.json").exists() {
+            State::default().write(&dir)?;
+        }
+        disks::take(&self.config, &dir, transfer, disk, offset, &piece)
     }
 
     /// Ends the guest and deletes its files.

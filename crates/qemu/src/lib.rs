@@ -31,10 +31,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use base::{Error, Result, ServerId};
+use bytes::Bytes;
 use contract::drivers::{Guest, GuestLease, GuestPlan, Hypervisor};
 use contract::host::HostCapacity;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
+use uuid::Uuid;
 
 pub use accel::Accelerator;
 pub use qmp::Qmp;
@@ -175,6 +177,25 @@ impl Hypervisor for Qemu {
 
     async fn console_log(&self, id: ServerId, length: Option<usize>) -> Result<String> {
         self.machine(id).console_log(length).await
+    }
+
+    async fn read_disk(&self, id: ServerId, disk: &str, offset: u64) -> Result<Bytes> {
+        self.machine(id).read_disk(disk, offset).await
+    }
+
+    async fn has_disk(&self, id: ServerId, transfer: Uuid, disk: &str) -> Result<bool> {
+        Ok(self.machine(id).has_disk(transfer, disk))
+    }
+
+    async fn write_disk(
+        &self,
+        id: ServerId,
+        transfer: Uuid,
+        disk: &str,
+        offset: u64,
+        piece: Bytes,
+    ) -> Result<()> {
+        self.machine(id).write_disk(transfer, disk, offset, piece).await
     }
 
     fn events(&self) -> broadcast::Receiver<ServerId> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base::{Entropy, Error, NetworkId, PortId, Result, ServerId, SnapshotId, Timestamp, VolumeId};
+use bytes::Bytes;
 use contract::drivers::{
     BlockDevice, BlockStorage, Guest, GuestLease, GuestPlan, HostNetwork, Hypervisor, ImageSource,
 };
@@ -16,6 +17,7 @@ use contract::host::{
 };
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
+use uuid::Uuid;
 
 use crate::network::SimNetwork;
 
@@ -92,6 +94,7 @@ impl SimHost {
             hypervisor: Arc::new(SimHypervisor {
                 hostname: hostname.to_owned(),
                 guests: Mutex::default(),
+                disks: Mutex::default(),
                 lease: Mutex::default(),
                 events: broadcast::Sender::new(256),
                 chance: chance.clone(),
@@ -118,10 +121,19 @@ impl SimHost {
     }
 }
 
+/// A local disk as its content: a number.
+#[derive(Debug, Clone, Copy)]
+struct Disk {
+    content: u64,
+    transfer: Option<Uuid>,
+}
+
 /// A hypervisor that only remembers.
 pub struct SimHypervisor {
     hostname: String,
     guests: Mutex<BTreeMap<ServerId, Guest>>,
+    /// Local disks: what is on them, and by which transfer they came.
+    disks: Mutex<BTreeMap<(ServerId, String), Disk>>,
     lease: Mutex<Option<GuestLease>>,
     events: broadcast::Sender<ServerId>,
     chance: Chance,
@@ -155,6 +167,11 @@ impl SimHypervisor {
     /// Puts a guest there behind the agent's back; for tests of what looks for such guests.
     pub fn plant(&self, guest: Guest) {
         self.guests.lock().insert(guest.id, guest);
+    }
+
+    /// What is on a local disk.
+    pub fn content(&self, id: ServerId, disk: &str) -> Option<u64> {
+        self.disks.lock().get(&(id, disk.to_owned())).map(|d| d.content)
     }
 
     fn power_off(&self) {
@@ -203,6 +220,7 @@ impl Hypervisor for SimHypervisor {
                 "topology": {"cells": self.profile.numa_nodes},
             }),
             host_ip: None,
+            moves_disks: true,
         })
     }
 
@@ -214,6 +232,10 @@ impl Hypervisor for SimHypervisor {
         self.chance.fault("hypervisor")?;
         let spec = &plan.spec;
         let before = self.guests.lock().get(&spec.id).cloned();
+        for disk in spec.disks.iter().filter(|d| !matches!(d.source, DiskSource::Volume { .. })) {
+            let made = || Disk { content: self.chance.entropy.u64(), transfer: None };
+            self.disks.lock().entry((spec.id, disk.name.clone())).or_insert_with(made);
+        }
         let down = |p: PowerObserved| matches!(p, PowerObserved::Shutdown | PowerObserved::Crashed);
         let was = before.as_ref().map(|g| g.power);
         let up = was.is_some_and(|p| !down(p));
@@ -254,6 +276,50 @@ impl Hypervisor for SimHypervisor {
     async fn remove(&self, id: ServerId) -> Result<()> {
         self.chance.fault("hypervisor")?;
         self.guests.lock().remove(&id);
+        self.disks.lock().retain(|(server, _), _| *server != id);
+        Ok(())
+    }
+
+    async fn read_disk(&self, id: ServerId, disk: &str, offset: u64) -> Result<Bytes> {
+        self.chance.fault("disk")?;
+        let up = |g: &Guest| !matches!(g.power, PowerObserved::Shutdown | PowerObserved::Crashed);
+        if self.guests.lock().get(&id).is_some_and(up) {
+            return Err(Error::conflict(format!("server {id} has its disks open")));
+        }
+        let found = self.disks.lock().get(&(id, disk.to_owned())).copied();
+        let found = found.ok_or_else(|| Error::not_found(format!("server {id} has no disk {disk} here")))?;
+        let all = Bytes::copy_from_slice(&found.content.to_be_bytes());
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(all.len());
+        // Two pieces, so that there is something in between.
+        Ok(all.slice(from..(from + 4).min(all.len())))
+    }
+
+    async fn has_disk(&self, id: ServerId, transfer: Uuid, disk: &str) -> Result<bool> {
+        Ok(self.disks.lock().get(&(id, disk.to_owned())).is_some_and(|d| d.transfer == Some(transfer)))
+    }
+
+    async fn write_disk(
+        &self,
+        id: ServerId,
+        transfer: Uuid,
+        disk: &str,
+        offset: u64,
+        piece: Bytes,
+    ) -> Result<()> {
+        self.chance.fault("disk")?;
+        let mut disks = self.disks.lock();
+        let aside = (id, format!("{disk}.{transfer}"));
+        if piece.is_empty() {
+            let whole = disks.remove(&aside).filter(|_| offset == 8);
+            let whole = whole.ok_or_else(|| Error::conflict(format!("disk {disk} came in part")))?;
+            disks.insert((id, disk.to_owned()), Disk { transfer: Some(transfer), ..whole });
+            return Ok(());
+        }
+        let held = disks.entry(aside).or_insert(Disk { content: 0, transfer: None });
+        for (at, byte) in (offset..).zip(piece) {
+            let shift = 56_u64.saturating_sub(8 * at);
+            held.content = held.content & !(0xff << shift) | u64::from(byte) << shift;
+        }
         Ok(())
     }
 

@@ -236,6 +236,7 @@ mod tests {
             disks: vec![],
             nics: vec![],
             config_drive: false,
+            disks_from: None,
             metadata: GuestMetadata {
                 hostname: "web".into(),
                 public_keys: [("mine".to_owned(), "ssh-ed25519 AAAA x".to_owned())].into(),

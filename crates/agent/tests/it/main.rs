@@ -126,6 +126,7 @@ impl World {
             disks: vec![],
             nics: vec![],
             config_drive: true,
+            disks_from: None,
             metadata: GuestMetadata::default(),
         }));
         id

@@ -1,11 +1,10 @@
-//! Small things: extensions (history, which clients still ask for), migrations (there are none), events that other
-//! services send.
+//! Small things: extensions (history, which clients still ask for), migrations, events that other services send.
 
 use std::collections::BTreeMap;
 
 use ::api::types::{Text, Uuid};
 use ::api::{Ctx, JsonSchema, Op, Reply, Request};
-use base::{Error, Result, ServerId};
+use base::{Error, Result, ServerId, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::Query;
@@ -13,7 +12,7 @@ use store::Query;
 use super::ADMIN;
 use super::lists::{own, strict};
 use crate::State;
-use crate::model::Server;
+use crate::model::{Move, Server, Stage};
 
 /// Operations on small things.
 pub fn ops() -> Vec<Op<State>> {
@@ -107,7 +106,55 @@ async fn extension(_: Ctx<State>, req: Request<()>) -> Result<Reply> {
     Ok(Reply::json(&json!({"extension": extension_view(found)})))
 }
 
-/// Servers never move between hosts here, so there is never a migration; a marker names none either.
+/// How moves end.
+const ENDS: [&str; 3] = ["confirmed", "reverted", "error"];
+
+/// Nova's word for how far a move is.
+fn migration_status(moving: &Move) -> &str {
+    match moving.stage {
+        Stage::Stopping => "pre-migrating",
+        Stage::Copying => "migrating",
+        Stage::Starting => "post-migrating",
+        Stage::Verify => "finished",
+        Stage::Confirming => "confirming",
+        Stage::Reverting | Stage::Returning => "reverting",
+        Stage::Ended => &moving.status,
+    }
+}
+
+fn migration_view(cx: &Ctx<State>, moving: &Move) -> Value {
+    let (_, low) = moving.id.as_u64_pair();
+    let mut view = json!({
+        // Nova counts them; ours have no order.
+        "id": low & 0x7fff_ffff,
+        "status": migration_status(moving),
+        "instance_uuid": moving.server_id,
+        "source_node": moving.source_name,
+        "source_compute": moving.source_name,
+        "dest_node": moving.target_name,
+        "dest_compute": moving.target_name,
+        "dest_host": Value::Null,
+        "old_instance_type_id": Value::Null,
+        "new_instance_type_id": Value::Null,
+        "created_at": moving.meta.created_at.iso_naive(),
+        "updated_at": moving.meta.updated_at.iso_naive(),
+    });
+    if let Some(map) = view.as_object_mut() {
+        if cx.since(2, 23) {
+            map.insert("migration_type".into(), json!("migration"));
+        }
+        if cx.since(2, 59) {
+            map.insert("uuid".into(), json!(moving.id));
+        }
+        if cx.since(2, 80) {
+            map.insert("user_id".into(), json!(moving.user_id));
+            map.insert("project_id".into(), json!(moving.project_id));
+        }
+    }
+    view
+}
+
+/// Newest first.
 async fn migrations(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
     cx.allow(&own(&cx))?;
     strict(
@@ -129,11 +176,49 @@ async fn migrations(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
         ],
     )?;
     let page = req.page(cx.config.max_limit)?;
-    if let Some(marker) = page.marker.as_ref().filter(|_| cx.since(2, 59)) {
-        return Err(Error::bad_request(format!("Marker {marker} could not be found.")));
+    let asked = |name: &str| req.query_pairs().get(name).map(str::to_owned);
+    let mut query = Query::new();
+    if let Some(status) = asked("status") {
+        query = query.eq("open", !ENDS.contains(&status.as_str()));
     }
-    let none: [Value; 0] = [];
-    Ok(cx.list(&req, &page, "migrations", &none, None))
+    if let Some(server) = asked("instance_uuid").and_then(|id| id.parse::<ServerId>().ok()) {
+        query = query.eq("server_id", server);
+    }
+    let mut all = cx.store().read(move |tx| tx.list::<Move>(&query)).await?;
+    let is = |name: &str, value: &str| asked(name).is_none_or(|asked| asked == value);
+    let when = |name: &str| match asked(name) {
+        None => Ok(None),
+        Some(text) => Timestamp::parse(&text)
+            .map(Some)
+            .ok_or_else(|| Error::bad_request(format!("Invalid input for query parameter '{name}': {text}"))),
+    };
+    let (since, before) = (when("changes-since")?, when("changes-before")?);
+    all.retain(|m| {
+        let host = asked("host").is_none_or(|h| m.source_name == h || m.target_name.as_deref() == Some(&h));
+        host && is("instance_uuid", &m.server_id.to_string())
+            && is("source_compute", &m.source_name)
+            && is("status", migration_status(m))
+            && is("migration_type", "migration")
+            && is("user_id", m.user_id.as_str())
+            && is("project_id", m.project_id.as_str())
+            && since.is_none_or(|t| m.meta.updated_at >= t)
+            && before.is_none_or(|t| m.meta.updated_at <= t)
+    });
+    all.sort_by_key(|m| (std::cmp::Reverse(m.meta.created_at), m.id));
+    let mut next = None;
+    if cx.since(2, 59) {
+        if let Some(marker) = &page.marker {
+            let at = all.iter().position(|m| m.id.to_string() == *marker);
+            let at = at.ok_or_else(|| Error::bad_request(format!("Marker {marker} could not be found.")))?;
+            all.drain(..=at);
+        }
+        if all.len() > page.limit {
+            all.truncate(page.limit);
+            next = all.last().map(|m| m.id.to_string());
+        }
+    }
+    let views: Vec<Value> = all.iter().map(|m| migration_view(&cx, m)).collect();
+    Ok(cx.list(&req, &page, "migrations", &views, next.as_deref()))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, JsonSchema)]

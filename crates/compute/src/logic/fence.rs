@@ -32,6 +32,11 @@ pub fn proof(host: &Host, lease: Option<&HostLease>, now: Timestamp, margin: Dur
 /// Refuses a server that cannot be made anew elsewhere.
 pub fn can_move(server: &Server) -> Result<()> {
     let id = server.id;
+    if server.moving.is_some() {
+        return Err(Error::conflict(format!(
+            "Instance {id} is on its way between two hosts: confirm or revert that first, or wait until it is called off."
+        )));
+    }
     if server.deleting || !matches!(server.vm_state, VmState::Active | VmState::Stopped | VmState::Error) {
         return Err(super::state::conflict(server, "evacuate"));
     }

@@ -28,6 +28,7 @@ pub fn server_spec(server: &Server) -> ServerSpec {
         nics: nics.iter().filter_map(|n| n.plugged.as_ref()).map(|p| p.spec.clone()).collect(),
         config_drive: server.config_drive,
         metadata: metadata(server, &nics),
+        disks_from: None,
     }
 }
 

@@ -17,6 +17,8 @@ pub struct HostView {
     pub zone: String,
     /// Whether it takes new servers (enabled and alive).
     pub up: bool,
+    /// Whether it takes disks over from other hosts.
+    pub takes_disks: bool,
     candidate: Arc<Candidate>,
     /// Share of memory and of CPU that is free, added up.
     share: f64,
@@ -26,7 +28,7 @@ impl HostView {
     /// A host as placement knows it.
     pub fn new(id: HostId, name: String, zone: String, up: bool, candidate: Arc<Candidate>) -> Self {
         let share = share(&candidate);
-        HostView { id, name, zone, up, candidate, share }
+        HostView { id, name, zone, up, takes_disks: false, candidate, share }
     }
 
     /// Its provider.
@@ -76,6 +78,8 @@ pub struct Ask {
     pub soft: i8,
     /// At most so many members on one host (anti-affinity with `max_server_per_host`).
     pub most: Option<u32>,
+    /// Only a host that takes disks over: the server comes from another one.
+    pub with_disks: bool,
 }
 
 /// How many of the best hosts the choice is made among: servers that are placed at the same time spread.
@@ -83,6 +87,7 @@ const SUBSET: usize = 3;
 
 fn admits(host: &HostView, ask: &Ask) -> bool {
     host.up
+        && (host.takes_disks || !ask.with_disks)
         && ask.zone.as_ref().is_none_or(|z| *z == host.zone)
         && ask.host.as_ref().is_none_or(|n| *n == host.name)
         && ask.only.as_ref().is_none_or(|only| only.contains(&host.id))

@@ -10,6 +10,10 @@ use crate::model::{Fault, Server, VmState, power};
 /// Nova's `status` of a server.
 pub fn status(server: &Server) -> &'static str {
     match (server.vm_state, server.task.as_deref()) {
+        (VmState::Error, _) => "ERROR",
+        (_, Some(task::PREPARING | task::MIGRATING | task::FINISHING)) => "RESIZE",
+        (_, Some(task::REVERTING)) => "REVERT_RESIZE",
+        _ if moved(server) => "VERIFY_RESIZE",
         (VmState::Active, Some("rebooting")) => "REBOOT",
         (VmState::Active, Some("rebooting_hard")) => "HARD_REBOOT",
         (VmState::Active, Some("rebuilding")) => "REBUILD",
@@ -22,8 +26,34 @@ pub fn status(server: &Server) -> &'static str {
         (VmState::Paused, _) => "PAUSED",
         (VmState::Suspended, Some("rebooting_hard")) => "HARD_REBOOT",
         (VmState::Suspended, _) => "SUSPENDED",
-        (VmState::Error, _) => "ERROR",
     }
+}
+
+/// Words for what is done with a server that moves.
+pub mod task {
+    /// It is being stopped.
+    pub const PREPARING: &str = "resize_prep";
+    /// Its disks are on their way.
+    pub const MIGRATING: &str = "resize_migrating";
+    /// It is being started.
+    pub const FINISHING: &str = "resize_finish";
+    /// Its first host forgets it.
+    pub const CONFIRMING: &str = "resize_confirming";
+    /// It goes back.
+    pub const REVERTING: &str = "resize_reverting";
+    /// All of them.
+    pub const ALL: [&str; 5] = [PREPARING, MIGRATING, FINISHING, CONFIRMING, REVERTING];
+}
+
+/// Whether a server came to another host and waits for its owner to say that it is well.
+pub fn moved(server: &Server) -> bool {
+    let done = server.task.as_deref().is_none_or(|t| t == task::CONFIRMING);
+    server.moving.is_some() && done && matches!(server.vm_state, VmState::Active | VmState::Stopped)
+}
+
+/// Nova's `vm_state`.
+pub fn vm_state(server: &Server) -> &'static str {
+    if moved(server) { "resized" } else { server.vm_state.as_str() }
 }
 
 /// All values a `status` filter may have.
@@ -96,13 +126,15 @@ pub fn apply_report(
         (Power::Suspended, PowerObserved::Suspended) => Some(VmState::Suspended),
         (Power::Stopped, PowerObserved::Shutdown | PowerObserved::Crashed) => Some(VmState::Stopped),
         (_, PowerObserved::Shutdown | PowerObserved::Crashed) => {
+            // Also of a server that moves: it is not started behind anybody's back there either.
             server.power = Power::Stopped;
             change = Change::Spec;
             Some(VmState::Stopped)
         }
         _ => None,
     };
-    if let Some(state) = settled {
+    let moving = server.moving.is_some() && server.task.as_deref().is_some_and(|t| task::ALL.contains(&t));
+    if let Some(state) = settled.filter(|_| !moving) {
         if state == VmState::Active && server.launched_at.is_none() {
             server.launched_at = Some(now);
         }
@@ -142,14 +174,15 @@ fn failing(server: &mut Server, report: &ServerReport, now: Timestamp, patience:
 pub fn conflict(server: &Server, action: &str) -> Error {
     let (what, is) = match &server.task {
         Some(task) => ("task_state", task.as_str()),
-        None => ("vm_state", server.vm_state.as_str()),
+        None => ("vm_state", vm_state(server)),
     };
     Error::conflict(format!("Cannot '{action}' instance {} while it is in {what} {is}", server.id))
 }
 
 /// Refuses an action unless the server is in one of `states` and nothing else is being done with it.
 pub fn need(server: &Server, action: &str, states: &[VmState]) -> Result<()> {
-    if server.deleting || server.task.is_some() || !states.contains(&server.vm_state) {
+    let busy = server.deleting || server.task.is_some() || server.moving.is_some();
+    if busy || !states.contains(&server.vm_state) {
         return Err(conflict(server, action));
     }
     Ok(())

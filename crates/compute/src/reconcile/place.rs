@@ -10,13 +10,15 @@ use super::{Step, refused};
 use crate::State;
 use crate::logic::schedule::{self, Ask, HostView};
 use crate::model::{Aggregate, Host, Origin, Server, ServerGroup};
+use crate::moving;
 
 /// How often a choice is made anew because others were faster.
 const ROUNDS: usize = 16;
 
 impl State {
     /// Chooses hosts and claims them, for all servers with one look at the hosts and one claim. Answers in their order.
-    pub(super) async fn place(&self, servers: &mut [Server]) -> Result<Vec<Step<()>>> {
+    /// A server that moves goes to another host than it has, which is claimed for the move.
+    pub(crate) async fn place(&self, servers: &mut [Server]) -> Result<Vec<Step<()>>> {
         let mut told: Vec<Option<Step<()>>> = servers.iter().map(|_| None).collect();
         for _ in 0..ROUNDS {
             let mut board = self.board().await?;
@@ -40,7 +42,7 @@ impl State {
                 };
                 host.claim(&ask.resources);
                 claims.push(Claim {
-                    consumer: server.id,
+                    consumer: server.moving.map_or(server.id, moving::consumer),
                     project: server.project_id.clone(),
                     user: server.user_id.clone(),
                     provider: host.candidate().provider,
@@ -63,7 +65,7 @@ impl State {
                 server.host_id = Some(id);
                 server.host_name = Some(name);
                 server.zone = Some(zone);
-                if server.group_id.is_none() || self.join_group(server).await? {
+                if server.moving.is_some() || server.group_id.is_none() || self.join_group(server).await? {
                     *told = Some(Step::Next(()));
                 } else {
                     server.host_id = None;
@@ -117,6 +119,8 @@ impl State {
             forbidden,
             zone: server.zone_wanted.clone(),
             host: server.host_wanted.clone(),
+            never: server.host_id.into_iter().collect(),
+            with_disks: server.moving.is_some(),
             ..Ask::default()
         };
         for disk in &server.disks {
@@ -159,7 +163,7 @@ impl State {
         if !server.same_host.is_empty() {
             only(&mut ask, same);
         }
-        ask.never = different;
+        ask.never.extend(different);
         if let Some((group, hosts)) = group {
             for host in &hosts {
                 *ask.members.entry(*host).or_default() += 1;
@@ -185,7 +189,9 @@ impl State {
             let candidate = by_id.get(&ResourceProviderId(host.id.0))?.clone();
             let zone = zone_of(&aggregates, &host.name, &self.config.default_zone);
             let up = !host.disabled && self.is_up(host);
-            Some(HostView::new(host.id, host.name.clone(), zone, up, candidate))
+            let mut view = HostView::new(host.id, host.name.clone(), zone, up, candidate);
+            view.takes_disks = host.capacity.moves_disks;
+            Some(view)
         };
         Ok(hosts.iter().filter_map(|host| view(host)).collect())
     }

@@ -34,15 +34,12 @@ const UNBUILT: &[&str] = &[
     "createImage",
     "rebuild",
     "resize",
-    "confirmResize",
-    "revertResize",
     "rescue",
     "unrescue",
     "shelve",
     "unshelve",
     "shelveOffload",
     "createBackup",
-    "migrate",
     "os-migrateLive",
     "trigger_crash_dump",
     "os-getVNCConsole",
@@ -71,6 +68,12 @@ async fn every_operation_on_servers_is_accounted_for() {
     let one = format!("/v2.1/servers/{id}");
     parts(&calls, &w, &one).await;
     actions(&calls, &w, &one, &id).await;
+    w.wait(&id, "ACTIVE").await;
+    let action = format!("{one}/action");
+    for word in ["confirmResize", "revertResize"] {
+        calls.both(member, "POST", &action, json!({word: null}), 409).await;
+    }
+    calls.both("admin:adm", "POST", &action, json!({"migrate": null}), 202).await;
     let none = Value::Null;
     calls.both(member, "DELETE", &one, none, 204).await;
     w.gone(&id).await;
@@ -82,6 +85,9 @@ async fn every_operation_on_servers_is_accounted_for() {
     }
     suite.excuse_happy("POST /v2.1/servers/{id}/remote-consoles", "not offered: 501");
     suite.excuse_happy("POST /v2.1/servers/{id}/action evacuate", "needs a lost host: see fencing.rs");
+    for action in ["confirmResize", "revertResize"] {
+        suite.excuse_happy(&format!("POST /v2.1/servers/{{id}}/action {action}"), "two hosts: see moving.rs");
+    }
     suite.excuse_happy("POST /v2.1/servers/{id}/action changePassword", "no guest agent: 409");
     suite.excuse_happy("POST /v2.1/servers/{id}/action restore", "nothing is deleted softly: 409");
     suite.sample("POST /v2.1/servers", w.body("x"));

@@ -6,6 +6,7 @@ mod account;
 mod fencing;
 mod joining;
 mod lifecycle;
+mod moving;
 mod partitions;
 mod satellites;
 mod views;

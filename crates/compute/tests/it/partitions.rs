@@ -176,6 +176,22 @@ impl Hypervisor for Watched {
         self.watch.look();
         removed
     }
+    async fn read_disk(&self, id: ServerId, disk: &str, offset: u64) -> Result<bytes::Bytes> {
+        self.inner.read_disk(id, disk, offset).await
+    }
+    async fn has_disk(&self, id: ServerId, transfer: uuid::Uuid, disk: &str) -> Result<bool> {
+        self.inner.has_disk(id, transfer, disk).await
+    }
+    async fn write_disk(
+        &self,
+        id: ServerId,
+        transfer: uuid::Uuid,
+        disk: &str,
+        offset: u64,
+        piece: bytes::Bytes,
+    ) -> Result<()> {
+        self.inner.write_disk(id, transfer, disk, offset, piece).await
+    }
     async fn console_log(&self, id: ServerId, length: Option<usize>) -> Result<String> {
         self.inner.console_log(id, length).await
     }

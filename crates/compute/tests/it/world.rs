@@ -388,6 +388,10 @@ impl HostAccess for Access {
         let found = self.0.lock().get(&host).cloned();
         found.ok_or_else(|| Error::unavailable("no such host"))?.console_log(host, server, length).await
     }
+    async fn read_disk(&self, host: HostId, server: ServerId, disk: &str, offset: u64) -> Result<Bytes> {
+        let found = self.0.lock().get(&host).cloned();
+        found.ok_or_else(|| Error::unavailable("no such host"))?.read_disk(host, server, disk, offset).await
+    }
 }
 
 pub struct World {
@@ -409,6 +413,7 @@ pub struct World {
     /// The server process that answers now.
     server: Mutex<Server>,
     machines: Vec<(Machine, Mutex<watch::Sender<bool>>)>,
+    access: Arc<Access>,
     clock: Arc<dyn Clock>,
     _dir: tempfile::TempDir,
 }
@@ -566,6 +571,13 @@ impl ControlPlane for Gate {
         self.pass(|state| async move { state.report(report).await }).await
     }
 
+    async fn disk(&self, host: HostId, part: &contract::host::DiskPart) -> Result<Bytes> {
+        {
+            let part = part.clone();
+            self.pass(|state| async move { state.disk(host, &part).await }).await
+        }
+    }
+
     async fn lease(&self, host: HostId, generation: u64) -> Result<Duration> {
         self.pass(|state| async move { state.lease(host, generation).await }).await
     }
@@ -697,7 +709,7 @@ impl World {
             machines.push((machine, Mutex::new(stop)));
             hosts.push((id, host));
         }
-        state.set_host_access(access);
+        state.set_host_access(access.clone());
         let router = compute::router(state.clone());
         let server = Server { state: state.clone(), router: router.clone(), handle: None, life };
         let world = Arc::new(World {
@@ -710,6 +722,7 @@ impl World {
             hosts,
             gates,
             machines,
+            access,
             clock,
             network,
             image,
@@ -745,7 +758,9 @@ impl World {
     pub fn revive(&self, host: usize) {
         self.kill(host);
         let (machine, stop) = &self.machines[host];
-        *stop.lock() = machine.start().1;
+        let (agent, stopper) = machine.start();
+        *stop.lock() = stopper;
+        self.access.0.lock().insert(machine.id, agent);
     }
 
     /// The power of a host goes; it is revived under another boot.
@@ -799,6 +814,7 @@ impl World {
             &self.nudge,
         )
         .unwrap();
+        state.set_host_access(self.access.clone());
         let router = compute::router(state.clone());
         *self.server.lock() = Server { state: state.clone(), router, handle: None, life: life.clone() };
         self.start().await;

@@ -161,8 +161,13 @@ fn orphans(found: &mut Found<'_>) {
     let nics: BTreeSet<_> = view.servers.iter().flat_map(|s| &s.nics).map(|n| n.port).collect();
     let volumes: BTreeMap<_, _> = view.volumes.iter().map(|v| (v.id, v.host)).collect();
     let snapshots: BTreeSet<_> = view.snapshots.iter().map(|s| s.id).collect();
+    let moves: BTreeSet<String> = view.moves.iter().map(|m| m.id.to_string()).collect();
+    // Where servers that move have a copy besides.
+    let also: BTreeSet<(ServerId, Option<HostId>)> =
+        view.moves.iter().flat_map(|m| [(m.server_id, Some(m.source)), (m.server_id, m.target)]).collect();
     for consumer in &view.consumers {
-        if !by_text.contains(&consumer.id.to_string()) {
+        let id = consumer.id.to_string();
+        if !by_text.contains(&id) && !moves.contains(&id) {
             found.add("orphan", format!("claims of {}", consumer.id), "there is no such server", None);
         }
     }
@@ -185,7 +190,7 @@ fn orphans(found: &mut Found<'_>) {
     for machine in &view.machines {
         let host = Some(machine.id);
         for guest in &machine.guests {
-            if placed.get(&guest.id) != Some(&host) {
+            if placed.get(&guest.id) != Some(&host) && !also.contains(&(guest.id, host)) {
                 found.add(
                     "orphan",
                     format!("guest {} on {}", guest.id, machine.name),

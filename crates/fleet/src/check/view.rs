@@ -30,6 +30,8 @@ pub struct MachineView {
     pub guests: Vec<Guest>,
     /// Of these, those whose CPUs run now: with a lease.
     pub running: BTreeSet<ServerId>,
+    /// What is on their root disks.
+    pub roots: BTreeMap<ServerId, u64>,
     /// Volumes on it, with their sizes.
     pub volumes: Vec<(VolumeId, u64)>,
     /// Snapshots on it.
@@ -64,6 +66,7 @@ pub struct View {
     pub attachments: Vec<cinder::Attachment>,
     pub providers: Vec<place::Provider>,
     pub consumers: Vec<place::Consumer>,
+    pub moves: Vec<nova::Move>,
     /// What the network backend shall hold; `None` where no server can say.
     pub wanted: Option<BTreeMap<Key, Item>>,
     /// What it holds.
@@ -74,6 +77,8 @@ pub struct View {
     pub machines: Vec<MachineView>,
     /// What tenants rely on: kind, id, what.
     pub promises: Vec<(&'static str, String, Expect)>,
+    /// Servers whose evacuation was asked for and not refused.
+    pub evacuated: BTreeSet<String>,
     /// Answers of 500 and above.
     pub failures: Vec<String>,
     /// Something is wrong that concerns all: no server, no network backend.
@@ -116,6 +121,7 @@ impl View {
                     attachments: all(tx)?,
                     providers: all(tx)?,
                     consumers: all(tx)?,
+                    moves: tx.list(&Query::new().eq("open", true))?,
                     ..View::default()
                 })
             })
@@ -134,6 +140,7 @@ impl View {
                 view.promises.extend(things.iter().map(|(id, expect)| (kind, id.clone(), *expect)));
             }
         }
+        view.evacuated = tenants.common.api.look(|calls| calls.evacuated.clone());
         view.failures = tenants.common.api.look(|calls| calls.failures.clone());
         view.troubled = troubled;
         view.now = control.clock.now();
@@ -173,11 +180,14 @@ impl View {
 
 impl MachineView {
     fn of(machine: &Machine) -> Self {
+        let guests = machine.sim.hypervisor.guests();
+        let root = |g: &Guest| Some((g.id, machine.sim.hypervisor.content(g.id, "root")?));
         MachineView {
+            roots: guests.iter().filter_map(root).collect(),
+            guests,
             number: machine.number,
             id: machine.id,
             name: machine.name.clone(),
-            guests: machine.sim.hypervisor.guests(),
             running: machine.sim.hypervisor.running(machine.lease_clock.now()),
             volumes: machine.sim.storage.volumes(),
             snapshots: machine.sim.storage.snapshots(),

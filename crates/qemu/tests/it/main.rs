@@ -91,6 +91,7 @@ impl World {
             }],
             nics: vec![],
             config_drive: true,
+            disks_from: None,
             metadata: GuestMetadata::default(),
         };
         GuestPlan {

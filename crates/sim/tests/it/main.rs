@@ -41,9 +41,11 @@ async fn hypervisor() {
         disks: vec![],
         nics: vec![],
         config_drive: false,
+        disks_from: None,
         metadata: GuestMetadata::default(),
     };
-    let plan = GuestPlan { spec, disks: vec![], images: vec![], taps: vec![], config_drive: None };
+    let plan =
+        GuestPlan { spec: spec.into(), disks: vec![], images: vec![], taps: vec![], config_drive: None };
     suite::hypervisor(&*host.hypervisor, plan).await.unwrap();
 }
 

@@ -210,6 +210,7 @@ fn server_with(id: ServerId, volume: VolumeId) -> contract::host::ServerSpec {
         }],
         nics: vec![],
         config_drive: false,
+        disks_from: None,
         metadata: contract::host::GuestMetadata::default(),
     }
 }

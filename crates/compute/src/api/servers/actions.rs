@@ -11,7 +11,7 @@ use store::Query;
 
 use super::super::wire::{owned, record, server_id, words};
 use super::super::{ADMIN, MEMBER};
-use super::{remove, save};
+use super::{migration, remove, save};
 use crate::State;
 use crate::leases::take_away;
 use crate::logic::state::{conflict, need, unlocked};
@@ -57,6 +57,14 @@ pub(super) fn ops() -> Vec<Op<State>> {
             .default_rule(ADMIN)
             .status(200)
             .summary("Make a server anew on another host when its own is lost"),
+        act("migrate", "os_compute_api:os-migrate-server:migrate", migration::migrate)
+            .default_rule(ADMIN)
+            .summary("Stop a server and take it to another host with its disks"),
+        act("confirmResize", "os_compute_api:servers:confirm_resize", migration::confirm)
+            .status(204)
+            .summary("Keep a server on the host that it came to"),
+        act("revertResize", "os_compute_api:servers:revert_resize", migration::revert)
+            .summary("Take a server back to the host that it came from"),
         act("changePassword", "os_compute_api:os-admin-password", password)
             .summary("Change the password in the guest"),
     ];
@@ -70,15 +78,12 @@ fn unbuilt() -> Vec<Op<State>> {
         ("createImage", "os_compute_api:servers:create_image", MEMBER),
         ("rebuild", "os_compute_api:servers:rebuild", MEMBER),
         ("resize", "os_compute_api:servers:resize", MEMBER),
-        ("confirmResize", "os_compute_api:servers:confirm_resize", MEMBER),
-        ("revertResize", "os_compute_api:servers:revert_resize", MEMBER),
         ("rescue", "os_compute_api:os-rescue", MEMBER),
         ("unrescue", "os_compute_api:os-unrescue", MEMBER),
         ("shelve", "os_compute_api:os-shelve:shelve", MEMBER),
         ("unshelve", "os_compute_api:os-shelve:unshelve", MEMBER),
         ("shelveOffload", "os_compute_api:os-shelve:shelve_offload", ADMIN),
         ("createBackup", "os_compute_api:os-create-backup", MEMBER),
-        ("migrate", "os_compute_api:os-migrate-server:migrate", ADMIN),
         ("os-migrateLive", "os_compute_api:os-migrate-server:migrate_live", ADMIN),
         ("trigger_crash_dump", "os_compute_api:servers:trigger_crash_dump", MEMBER),
         ("os-getVNCConsole", "os_compute_api:os-remote-consoles", MEMBER),

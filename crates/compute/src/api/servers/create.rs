@@ -165,6 +165,7 @@ async fn plan(cx: &Ctx<State>, body: Create, pass: &str) -> Result<Plan> {
         reboots: 0,
         reboot_hard: false,
         vm_state: VmState::Building,
+        moving: None,
         task: Some("scheduling".to_owned()),
         power_state: crate::model::power::NOSTATE,
         fault: None,

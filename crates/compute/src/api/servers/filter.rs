@@ -8,7 +8,7 @@ use base::{Error, ProjectId, Result, Timestamp};
 use regex_automata::meta::Regex;
 
 use crate::State;
-use crate::logic::state::{STATUSES, status};
+use crate::logic::state::{STATUSES, status, vm_state};
 use crate::model::Server;
 
 /// A list's filters, read and checked.
@@ -264,7 +264,7 @@ impl Filter {
             && is(&self.user, Some(s.user_id.as_str()))
             && is(&self.reservation, Some(&s.reservation_id))
             && is(&self.key_name, s.key.as_ref().map(|(n, _)| n.as_str()))
-            && is(&self.vm_state, Some(s.vm_state.as_str()))
+            && is(&self.vm_state, Some(vm_state(s)))
             && is(&self.task_state, s.task.as_deref())
             && like(&self.description, s.description.as_deref().unwrap_or(""))
             && like(&self.hostname, &s.hostname)
@@ -337,7 +337,7 @@ pub(super) fn sort(servers: &mut [Server], page: &Page) -> Result<()> {
                 "project_id" => a.project_id.cmp(&b.project_id),
                 "task_state" => a.task.cmp(&b.task),
                 "user_id" => a.user_id.cmp(&b.user_id),
-                "vm_state" => a.vm_state.as_str().cmp(b.vm_state.as_str()),
+                "vm_state" => vm_state(a).cmp(vm_state(b)),
                 "uuid" => a.id.cmp(&b.id),
                 _ => std::cmp::Ordering::Equal,
             };

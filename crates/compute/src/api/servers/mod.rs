@@ -5,6 +5,7 @@ mod body;
 mod create;
 mod filter;
 mod metadata;
+mod migration;
 mod view;
 
 use ::api::types::{Name, Patch, Text};
@@ -228,10 +229,7 @@ pub(super) fn save(tx: &mut store::Tx<'_>, before: &Server, server: &mut Server)
         return tx.update_status(server);
     }
     tx.update(server)?;
-    if let Some(host) = server.host_id {
-        tx.wake("host", host);
-    }
-    Ok(())
+    crate::moving::wake_hosts(tx, server)
 }
 
 async fn delete(cx: Ctx<State>, req: Request<()>) -> Result<Reply> {
@@ -255,10 +253,7 @@ async fn remove(cx: &Ctx<State>, id: ServerId, action: &'static str) -> Result<(
             tx.update(&mut server)?;
             record(tx, &cx2, &server, action)?;
             tx.wake("server", id);
-            if let (Some(host), true) = (server.host_id, server.ready) {
-                tx.wake("host", host);
-            }
-            Ok(())
+            if server.ready { crate::moving::wake_hosts(tx, &server) } else { Ok(()) }
         })
         .await
 }

@@ -11,7 +11,7 @@ use store::Query;
 
 use super::super::wire::{bookmark, links};
 use crate::State;
-use crate::logic::state::status;
+use crate::logic::state::{status, vm_state};
 use crate::model::{DiskState, Host, Server, VmState};
 
 /// What is shown besides the row.
@@ -177,7 +177,7 @@ pub(super) fn full(cx: &Ctx<State>, server: &Server, around: &Around, group: Opt
     }
     let task = if server.deleting { Some("deleting") } else { server.task.as_deref() };
     map.insert("OS-EXT-STS:task_state".into(), json!(task));
-    map.insert("OS-EXT-STS:vm_state".into(), json!(server.vm_state.as_str()));
+    map.insert("OS-EXT-STS:vm_state".into(), json!(vm_state(server)));
     map.insert("OS-EXT-STS:power_state".into(), json!(server.power_state));
     map.insert("os-extended-volumes:volumes_attached".into(), volumes(cx, server));
     newer(cx, server, around, group, &mut map);

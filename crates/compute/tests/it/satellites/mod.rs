@@ -97,6 +97,7 @@ pub fn host(n: u64, now: Timestamp) -> Host {
             disk_free_gib: 90,
             cpu_info: serde_json::json!({"arch": "x86_64"}),
             host_ip: Some("192.0.2.1".parse().unwrap()),
+            moves_disks: true,
         },
         seen_at: now,
         disabled: false,
@@ -163,6 +164,7 @@ pub fn server(n: u64) -> Server {
         failing_since: None,
         launched_at: None,
         deleting: false,
+        moving: None,
     }
 }
 
@@ -204,6 +206,9 @@ impl Placement for Nobody {
         nobody()
     }
     async fn allocate(&self, _: &[Claim]) -> Result<Vec<Result<()>>> {
+        nobody()
+    }
+    async fn take_over(&self, _: &[(ServerId, ServerId)]) -> Result<()> {
         nobody()
     }
     async fn deallocate(&self, _: ServerId) -> Result<()> {
