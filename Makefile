@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test identity fleet partitions replicas bench storm clean build docs
+.PHONY: up down test identity domain-manager federation middleware fleet partitions replicas bench storm clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -25,6 +25,20 @@ identity: ## the unmodified tempest.api.identity against a cloud of its own; wha
 	scripts/setup build run test
 	cargo build --release --locked -p allod
 	.venv/bin/python conformance/identity.py $(RELEASE) --jobs $$(nproc)
+
+domain-manager: ## what a manager of a domain may and may not: the check of scs-0302
+	cargo build --release --locked -p allod
+	conformance/domainmanager.py $(RELEASE)
+
+federation: ## two clouds and the unmodified client: users of the first work in the second, by each OpenID Connect way of keystoneauth
+	scripts/setup build run
+	cargo build --release --locked -p allod
+	conformance/federation.py $(RELEASE) .venv/bin
+
+middleware: ## the unmodified Python services glance and placement (PyPI, keystonemiddleware) against Allod's identity alone
+	scripts/setup build run
+	cargo build --release --locked -p allod
+	conformance/middleware.py $(RELEASE)
 
 SEEDS ?= 20
 HOSTS ?= 1000
@@ -57,4 +71,4 @@ storm: ## a boot storm: SERVERS servers on HOSTS simulated hosts, then a drain o
 
 clean:
 	cargo clean
-	rm -rf .venv docs/book
+	rm -rf .venv .venv-services docs/book

@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
 """The Python services glance and placement, unmodified, with keystonemiddleware, against Allod's identity service alone.
 
-    conformance/middleware.py ALLOD VENV
+    conformance/middleware.py ALLOD [VENV]
 
-VENV is a virtual environment with glance, openstack-placement, python-openstackclient and osc-placement from PyPI.
+VENV (`.venv-services`) is a virtual environment with glance and placement of 2026.1 and their clients; it is made from PyPI where it is
+not there. keystonemiddleware's memory of tokens is off (`token_cache_time = -1`), so that each request asks Allod; by default it
+remembers an answer for 300 s, whoever gave it.
 """
-import json, os, subprocess, sys, tempfile
+import json, os, subprocess, sys, tempfile, time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from common import Failed, open_, sh, until
 from identityonly import Identity
 
-ALLOD, VENV = sys.argv[1], sys.argv[2]
+ALLOD = sys.argv[1]
+VENV = os.path.abspath(sys.argv[2] if len(sys.argv) > 2 else os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), '.venv-services'))
 BIN = os.path.join(VENV, 'bin')
+# Upper bounds of what they need, as in OpenStack's constraints of 2026.1: oslo.policy 6 has no enforce_scope, setuptools 82 no pkg_resources.
+PACKAGES = ['glance>=32,<33', 'openstack-placement>=15,<16', 'python-openstackclient', 'osc-placement', 'oslo.policy<6', 'setuptools<81']
 SERVE = '''
 import importlib, socketserver, sys
 from wsgiref.simple_server import WSGIServer, make_server
@@ -27,6 +32,16 @@ def step(text): print(f'{text} ... ', end='', flush=True)
 def passed(): print('PASS', flush=True)
 
 
+def install():
+    if os.path.exists(os.path.join(BIN, 'glance-manage')): return
+    begin = time.time()
+    step('glance and placement from PyPI')
+    if not os.path.exists(os.path.join(BIN, 'python')): sh(sys.executable, '-m', 'venv', VENV, timeout=120)
+    sh(os.path.join(BIN, 'pip'), 'install', '-q', '--disable-pip-version-check', *PACKAGES, timeout=900)
+    print(f'{time.time() - begin:.0f} s ... ', end='')
+    passed()
+
+
 def authtoken(cloud, user, password):
     return f'''
 [keystone_authtoken]
@@ -39,6 +54,7 @@ project_name = service
 user_domain_name = Default
 project_domain_name = Default
 cafile = {cloud.ca}
+token_cache_time = -1
 service_token_roles = service
 service_token_roles_required = true
 '''
@@ -163,6 +179,7 @@ def run(cloud, state, services):
 
 
 def main():
+    install()
     with tempfile.TemporaryDirectory(prefix='allod-middleware-') as state:
         running = []
         cloud = Identity(ALLOD, state, 'identity')
