@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test identity domain-manager federation middleware fleet partitions replicas bench storm clean build docs
+.PHONY: up down test identity domain-manager federation middleware fleet partitions replicas bench storm bench-identity clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -68,6 +68,12 @@ storm: ## a boot storm: SERVERS servers on HOSTS simulated hosts, then a drain o
 	scripts/setup build run test
 	cargo build --release --locked -p allod
 	bench/storm.py $(RELEASE) --hosts $(HOSTS) --servers $(SERVERS) --database $(DATABASE) --out bench
+
+USERS ?= 100000
+bench-identity: ## identity at size: a Keystone of USERS users is imported, listed and logged in to (docs/benchmarks.md)
+	scripts/setup build test
+	cargo build --release --locked -p allod
+	bench/identity.py $(RELEASE) --users $(USERS) --database $(DATABASE)
 
 clean:
 	cargo clean

@@ -42,7 +42,7 @@ store::resource! {
     /// A project.
     pub struct Project, table "identity_projects", id ProjectId {
         unique: [[domain_id, name]],
-        index: [parent_id, name],
+        index: [domain_id, parent_id, name],
     } {
         /// Its domain.
         pub domain_id: DomainId,
@@ -69,7 +69,7 @@ store::resource! {
     /// A user.
     pub struct User, table "identity_users", id UserId {
         unique: [[domain_id, name]],
-        index: [name, default_project_id],
+        index: [domain_id, name, default_project_id],
     } {
         /// The user's domain.
         pub domain_id: DomainId,
@@ -106,7 +106,7 @@ store::resource! {
     /// A group of users.
     pub struct Group, table "identity_groups", id GroupId {
         unique: [[domain_id, name]],
-        index: [name],
+        index: [domain_id, name],
     } {
         /// Its domain.
         pub domain_id: DomainId,
@@ -463,4 +463,10 @@ pub const MIGRATIONS: &[Migration] = &[
         ],
     ),
     Migration::new(3, "federation", crate::federation::model::STEPS),
+    Migration::new(
+        4,
+        "pages of a domain",
+        // For the index by domain in the order of lists.
+        &[Step::table::<Project>(), Step::table::<User>(), Step::table::<Group>()],
+    ),
 ];

@@ -100,7 +100,18 @@ async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 /// The assignments that may matter: by the narrowest index.
-fn candidates(tx: &mut Tx<'_>, filters: &Filters) -> Result<Vec<Assignment>> {
+fn candidates(
+    tx: &mut Tx<'_>,
+    filters: &Filters,
+    only: Option<&(Project, Vec<ProjectId>)>,
+) -> Result<Vec<Assignment>> {
+    if let (None, Some((project, above))) = (&filters.user, only) {
+        let places = std::iter::once(&project.id).chain(above);
+        let mut found = tx.list::<Assignment>(&Query::new().is_in("project_id", places))?;
+        found.extend(tx.list::<Assignment>(&Query::new().eq("domain_id", &project.domain_id))?);
+        found.retain(|a| directory::holds_in(a, project, above));
+        return Ok(found);
+    }
     let query = match filters {
         Filters { user: Some(user), effective: true, .. } => return directory::assignments_of(tx, user),
         Filters { user: Some(user), .. } => Query::new().eq("user_id", user),
@@ -175,9 +186,17 @@ fn projects(tx: &mut Tx<'_>, filters: &Filters) -> Result<Option<BTreeSet<Projec
     Ok(Some(wanted))
 }
 
+/// The one project asked for, with those above it: what is inherited from elsewhere need not be spread out.
+fn only(tx: &mut Tx<'_>, filters: &Filters) -> Result<Option<(Project, Vec<ProjectId>)>> {
+    let Some(id) = filters.project.as_ref().filter(|_| !filters.subtree) else { return Ok(None) };
+    let Some(project) = tx.get::<Project>(id)? else { return Ok(None) };
+    let above = directory::ancestors(tx, &project)?.into_iter().map(|p| p.id).collect();
+    Ok(Some((project, above)))
+}
+
 fn granted(tx: &mut Tx<'_>, filters: &Filters) -> Result<Vec<Row>> {
     let projects = projects(tx, filters)?;
-    let mut rows: Vec<Row> = candidates(tx, filters)?.into_iter().map(Row::of).collect();
+    let mut rows: Vec<Row> = candidates(tx, filters, None)?.into_iter().map(Row::of).collect();
     rows.retain(|row| {
         row.in_place(projects.as_ref(), filters)
             && filters.role.as_ref().is_none_or(|r| *r == row.role)
@@ -192,16 +211,22 @@ fn effective(tx: &mut Tx<'_>, filters: &Filters) -> Result<Vec<Row>> {
     let projects = projects(tx, filters)?;
     let mut rows = Vec::new();
     let mut members: BTreeMap<GroupId, Vec<UserId>> = BTreeMap::new();
-    for assignment in candidates(tx, filters)? {
+    let only = only(tx, filters)?;
+    for assignment in candidates(tx, filters, only.as_ref())? {
         if filters.inherited.is_some_and(|i| i != assignment.inherited) {
             continue;
         }
         let inherited = assignment.inherited.then(|| assignment.place());
+        let here = only.as_ref().filter(|(project, above)| directory::holds_in(&assignment, project, above));
+        let here = here.map(|(project, _)| project.id.clone());
         let mut row = Row::of(assignment);
         row.inherited = false;
         let mut places = Vec::new();
         match inherited {
             None => places.push(row.clone()),
+            Some(_) if only.is_some() => {
+                places.extend(here.map(|id| Row { project: Some(id), domain: None, ..row.clone() }));
+            }
             Some(place) => {
                 let below = match &place {
                     Place::Project(id) => directory::below(tx, id.as_str())?,

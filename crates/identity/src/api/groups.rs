@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use store::{Query, Tx};
 
 use super::grants::not_of_administrators;
-use super::{Cx, default_domain, enforce, entity, listed, one, own_domain_target, token_domain, users};
+use super::{
+    Cx, default_domain, enforce, entity, listed, listed_from, one, own_domain_target, token_domain, users,
+};
 use crate::directory;
 use crate::logic::body::{Doc, Kind, may, may_null, must, shape};
 use crate::model::{Actor, Assignment, Group, Membership, User};
@@ -81,16 +83,16 @@ async fn allowed<T>(cx: &Cx, req: &Request<T>) -> Result<Group> {
 
 async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
     enforce(&cx, &own_domain_target(&cx))?;
+    let pairs = req.query_pairs();
+    let mut query = Query::new();
+    if let Some(name) = pairs.get("name") {
+        query = query.eq("name", name);
+    }
     let own = token_domain(&cx);
-    let found = cx
-        .read(move |tx| {
-            let query = Query::new();
-            let query = if let Some(own) = &own { query.eq("domain_id", own) } else { query };
-            tx.list::<Group>(&query)
-        })
-        .await?;
-    let items = found.iter().map(|g| wire(&cx, g)).collect();
-    listed(&cx, &req, "groups", items, &["domain_id", "name"])
+    for domain in pairs.get("domain_id").into_iter().chain(own.as_ref().map(DomainId::as_str)) {
+        query = query.eq("domain_id", domain);
+    }
+    listed_from(&cx, &req, "groups", query, |_: &Group| true, wire, &["domain_id", "name"]).await
 }
 
 fn conflict(name: &str, domain: &DomainId) -> String {
@@ -181,7 +183,9 @@ async fn list_users(cx: Cx, req: Request<()>) -> Result<Reply> {
             tx.list::<User>(&Query::new().is_in("id", members.iter().map(|m| &m.user_id)))
         })
         .await?;
-    users::keep_expiring(&req, &mut found)?;
+    if let Some(fits) = users::expiring(&req)? {
+        found.retain(fits);
+    }
     let items = found.iter().map(|u| users::wire(&cx, u)).collect();
     listed(&cx, &req, "users", items, &["domain_id", "enabled", "name"])
 }

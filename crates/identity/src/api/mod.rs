@@ -33,7 +33,7 @@ use ::api::{Ctx, Op, Reply, Request, Target, versions};
 use base::{DomainId, Error, Result, Timestamp};
 use contract::Scope;
 use serde_json::{Map, Value, json};
-use store::Tx;
+use store::{Query, Resource, Tx};
 
 use crate::logic::body::invalid;
 use crate::state::State;
@@ -148,12 +148,7 @@ pub(crate) fn listed<T>(
 ) -> Result<Reply> {
     let page = req.page(usize::MAX)?;
     let mut items = items;
-    for (name, wanted) in req.query_pairs().iter() {
-        let (name, how) = name.split_once("__").unwrap_or((name, "equals"));
-        if filters.contains(&name) {
-            items.retain(|item| matches(item.get(name).unwrap_or(&Value::Null), how, wanted));
-        }
-    }
+    items.retain(|item| fits(req, filters, item));
     // The last key first: the sort is stable.
     for (key, direction) in page.sort.iter().rev() {
         items.sort_by_cached_key(|item| {
@@ -174,6 +169,80 @@ pub(crate) fn listed<T>(
     items.truncate(page.limit);
     let last = items.last().and_then(|i| i.get("id")).and_then(Value::as_str).map(str::to_owned);
     Ok(cx.list(req, &page, key, &items, last.as_deref().filter(|_| more)))
+}
+
+/// Rows read at once where a page is looked for.
+const CHUNK: usize = 2000;
+
+/// [`listed`] of a table that may be large: of `R`, what `query` asks for and `keep` leaves. Where a page is asked for in
+/// the table's own order, which is the usual case, no more is read than it needs.
+pub(crate) async fn listed_from<R, T>(
+    cx: &Cx,
+    req: &Request<T>,
+    key: &str,
+    query: Query,
+    keep: impl Fn(&R) -> bool,
+    wire: fn(&Cx, &R) -> Value,
+    filters: &[&str],
+) -> Result<Reply>
+where
+    R: Resource + Send,
+{
+    let page = req.page(usize::MAX)?;
+    let query = narrowed(req, query);
+    if page.limit == usize::MAX || !page.sort.is_empty() {
+        let mut found = cx.read(move |tx| tx.list::<R>(&query)).await?;
+        found.retain(keep);
+        return listed(cx, req, key, found.iter().map(|r| wire(cx, r)).collect(), filters);
+    }
+    if let Some(marker) = &page.marker {
+        // One that the caller could not see is no marker.
+        let one = query.clone().eq("id", marker);
+        if cx.read(move |tx| tx.count::<R>(&one)).await? == 0 {
+            return Err(Error::bad_request(format!("Marker {} could not be found.", short(marker))));
+        }
+    }
+    let mut items = Vec::new();
+    let (mut after, mut chunk) = (page.marker.clone(), page.limit.saturating_add(1).min(CHUNK));
+    loop {
+        let part = query.clone().after(after.take()).limit(chunk);
+        let found = cx.read(move |tx| tx.list::<R>(&part)).await?;
+        after = found.last().map(|r| r.id().to_string());
+        let all = found.len() < chunk;
+        let kept = found.iter().filter(|r| keep(r)).map(|r| wire(cx, r));
+        items.extend(kept.filter(|item| fits(req, filters, item)));
+        if all || items.len() > page.limit {
+            break;
+        }
+        chunk = CHUNK;
+    }
+    let more = items.len() > page.limit;
+    items.truncate(page.limit);
+    let last = items.last().and_then(|i| i.get("id")).and_then(Value::as_str).map(str::to_owned);
+    Ok(cx.list(req, &page, key, &items, last.as_deref().filter(|_| more)))
+}
+
+/// Lets the database find names by their beginning or a part; it knows no case of letters beyond ASCII, and what it finds is
+/// looked at again.
+fn narrowed<T>(req: &Request<T>, mut query: Query) -> Query {
+    for (name, wanted) in req.query_pairs().iter().filter(|(_, wanted)| wanted.is_ascii()) {
+        query = match name {
+            "name__contains" | "name__icontains" | "name__endswith" | "name__iendswith" => {
+                query.contains("name", wanted)
+            }
+            "name__startswith" | "name__istartswith" | "name__iequals" => query.prefix("name", wanted),
+            _ => query,
+        };
+    }
+    query
+}
+
+/// Whether an item has what the query asks for.
+fn fits<T>(req: &Request<T>, filters: &[&str], item: &Value) -> bool {
+    req.query_pairs().iter().all(|(name, wanted)| {
+        let (name, how) = name.split_once("__").unwrap_or((name, "equals"));
+        !filters.contains(&name) || matches(item.get(name).unwrap_or(&Value::Null), how, wanted)
+    })
 }
 
 fn short(text: &str) -> String {

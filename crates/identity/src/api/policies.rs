@@ -2,14 +2,14 @@
 //! (`OS-ENDPOINT-POLICY`).
 
 use ::api::{Op, Reply, Request, Target};
-use base::{EndpointId, Error, RegionId, Result, ServiceId};
+use base::{Error, Result};
 use serde_json::{Value, json};
 use store::{Query, Tx};
 
 use super::{Cx, catalog, enforce, entity, listed, one};
 use crate::directory;
 use crate::logic::body::{Doc, Kind, invalid, may, must, shape};
-use crate::model::{Endpoint, PolicyAssociation, PolicyText, Region, made_of};
+use crate::model::{Endpoint, PolicyAssociation, PolicyText, Region};
 use crate::state::State;
 use crate::words::no_policy;
 
@@ -171,14 +171,11 @@ async fn named(cx: &Cx, req: &Request<()>, of: For) -> Result<PolicyAssociation>
                 made.region_id = Some(catalog::region(tx, &region)?.id);
             }
         }
-        let part = |id: Option<&str>| id.unwrap_or("-").to_owned();
-        let parts = [
-            part(made.endpoint_id.as_ref().map(EndpointId::as_str)),
-            part(made.service_id.as_ref().map(ServiceId::as_str)),
-            part(made.region_id.as_ref().map(RegionId::as_str)),
-        ];
-        let parts: Vec<&str> = std::iter::once("policy").chain(parts.iter().map(String::as_str)).collect();
-        made.id = made_of(&parts);
+        made.id = PolicyAssociation::id_of(
+            made.endpoint_id.as_ref(),
+            made.service_id.as_ref(),
+            made.region_id.as_ref(),
+        );
         Ok(made)
     })
     .await

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use store::{Query, Tx};
 
 use super::{
-    Cx, asked, default_domain, enforce, entity, immutable, immutable_error, listed, may_change,
+    Cx, asked, default_domain, enforce, entity, immutable, immutable_error, listed, listed_from, may_change,
     merge_options, one, options, own_domain_target, token_domain,
 };
 use crate::directory;
@@ -152,45 +152,35 @@ async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
     let pairs = req.query_pairs();
     let take = |key: &str| pairs.get(key).map(str::to_owned);
     let (name, domain, parent, own) = (take("name"), take("domain_id"), take("parent_id"), token_domain(&cx));
-    let mut found = cx
-        .read(move |tx| {
-            let mut query = Query::new();
-            if let Some(name) = &name {
-                query = query.eq("name", name);
-            }
-            for domain in domain.as_deref().into_iter().chain(own.as_ref().map(DomainId::as_str)) {
-                query = query.eq("domain_id", domain);
-            }
-            if let Some(parent) = &parent {
-                query = query.eq("parent_id", parent);
-            }
-            tx.list::<Project>(&query)
-        })
-        .await?;
     if asked(&req, "is_domain") {
-        found.clear();
         let own = token_domain(&cx);
         let domains = cx.read(|tx| tx.list::<Domain>(&Query::new())).await?;
         let seen = domains.iter().filter(|d| own.as_ref().is_none_or(|own| *own == d.id));
         let items = seen.map(|d| domain_wire(&cx, d)).collect();
         return listed(&cx, &req, "projects", items, &["enabled", "name"]);
     }
+    let mut query = Query::new();
+    if let Some(name) = &name {
+        query = query.eq("name", name);
+    }
+    for domain in domain.as_deref().into_iter().chain(own.as_ref().map(DomainId::as_str)) {
+        query = query.eq("domain_id", domain);
+    }
+    if let Some(parent) = &parent {
+        query = query.eq("parent_id", parent);
+    }
     let tags = |key: &str| pairs.get(key).map(|t| t.split(',').map(str::to_owned).collect::<Vec<_>>());
-    let has = |p: &Project, t: &String| p.tags.contains(t);
-    if let Some(wanted) = tags("tags") {
-        found.retain(|p| wanted.iter().all(|t| has(p, t)));
-    }
-    if let Some(wanted) = tags("tags-any") {
-        found.retain(|p| wanted.iter().any(|t| has(p, t)));
-    }
-    if let Some(unwanted) = tags("not-tags") {
-        found.retain(|p| !unwanted.iter().all(|t| has(p, t)));
-    }
-    if let Some(unwanted) = tags("not-tags-any") {
-        found.retain(|p| !unwanted.iter().any(|t| has(p, t)));
-    }
-    let items = found.iter().map(|p| wire(&cx, p)).collect();
-    listed(&cx, &req, "projects", items, &["domain_id", "enabled", "name", "parent_id"])
+    let (all, any) = (tags("tags"), tags("tags-any"));
+    let (not_all, not_any) = (tags("not-tags"), tags("not-tags-any"));
+    let keep = |project: &Project| {
+        let has = |tag: &String| project.tags.contains(tag);
+        all.as_ref().is_none_or(|tags| tags.iter().all(has))
+            && any.as_ref().is_none_or(|tags| tags.iter().any(has))
+            && not_all.as_ref().is_none_or(|tags| !tags.iter().all(has))
+            && not_any.as_ref().is_none_or(|tags| !tags.iter().any(has))
+    };
+    listed_from(&cx, &req, "projects", query, keep, wire, &["domain_id", "enabled", "name", "parent_id"])
+        .await
 }
 
 fn conflict(name: &str, domain: &DomainId) -> String {

@@ -7,8 +7,8 @@ use store::{Query, Tx};
 
 use super::grants::not_of_administrators;
 use super::{
-    Cx, default_domain, enforce, entity, groups, listed, one, options, own_domain_target, projects,
-    token_domain,
+    Cx, default_domain, enforce, entity, groups, listed, listed_from, one, options, own_domain_target,
+    projects, token_domain,
 };
 use crate::compliance::{self, By};
 use crate::directory;
@@ -128,27 +128,21 @@ async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
     enforce(&cx, &own_domain_target(&cx))?;
     let pairs = req.query_pairs();
     let (name, domain) = (pairs.get("name").map(str::to_owned), pairs.get("domain_id").map(str::to_owned));
-    let own = token_domain(&cx);
-    let mut found = cx
-        .read(move |tx| {
-            let mut query = Query::new();
-            if let Some(name) = &name {
-                query = query.eq("name", name);
-            }
-            for domain in domain.as_deref().into_iter().chain(own.as_ref().map(DomainId::as_str)) {
-                query = query.eq("domain_id", domain);
-            }
-            tx.list::<User>(&query)
-        })
-        .await?;
-    keep_expiring(&req, &mut found)?;
-    let items = found.iter().map(|u| wire(&cx, u)).collect();
-    listed(&cx, &req, "users", items, &["domain_id", "enabled", "name"])
+    let mut query = Query::new();
+    if let Some(name) = &name {
+        query = query.eq("name", name);
+    }
+    for domain in domain.into_iter().chain(token_domain(&cx).map(|d| d.as_str().to_owned())) {
+        query = query.eq("domain_id", domain);
+    }
+    let expiring = expiring(&req)?;
+    let keep = |user: &User| expiring.as_ref().is_none_or(|fits| fits(user));
+    listed_from(&cx, &req, "users", query, keep, wire, &["domain_id", "enabled", "name"]).await
 }
 
 /// `password_expires_at=lt:2026-11-21T00:00:00Z`: of the users with passwords that end, those that do so then.
-pub(super) fn keep_expiring<T>(req: &Request<T>, users: &mut Vec<User>) -> Result<()> {
-    let Some(wanted) = req.query_pairs().get("password_expires_at") else { return Ok(()) };
+pub(super) fn expiring<T>(req: &Request<T>) -> Result<Option<impl Fn(&User) -> bool + use<T>>> {
+    let Some(wanted) = req.query_pairs().get("password_expires_at") else { return Ok(None) };
     let (how, moment) = match wanted.split_once(':') {
         Some((how, moment)) if how.chars().all(|c| c.is_ascii_alphabetic()) => (how, moment),
         _ => ("eq", wanted),
@@ -156,27 +150,16 @@ pub(super) fn keep_expiring<T>(req: &Request<T>, users: &mut Vec<User>) -> Resul
     let at = base::Timestamp::parse(moment).ok_or_else(|| {
         invalid("password_expires_at", "must be a date and time, maybe after 'lt:', 'gte:', …")
     })?;
-    let fits = |end: base::Timestamp| match how {
-        "lt" => Ok(end < at),
-        "lte" => Ok(end <= at),
-        "gt" => Ok(end > at),
-        "gte" => Ok(end >= at),
-        "eq" => Ok(end == at),
-        "neq" => Ok(end != at),
-        _ => Err(invalid("password_expires_at", "the operator is one of eq, neq, lt, lte, gt, gte")),
+    let fits: fn(base::Timestamp, base::Timestamp) -> bool = match how {
+        "lt" => |end, at| end < at,
+        "lte" => |end, at| end <= at,
+        "gt" => |end, at| end > at,
+        "gte" => |end, at| end >= at,
+        "eq" => |end, at| end == at,
+        "neq" => |end, at| end != at,
+        _ => return Err(invalid("password_expires_at", "the operator is one of eq, neq, lt, lte, gt, gte")),
     };
-    let mut kept = Vec::new();
-    for user in users.drain(..) {
-        if let Some(end) = user.password_expires_at
-            && fits(end)?
-        {
-            kept.push(user);
-        }
-    }
-    // Also where there is nobody: a wrong operator is told.
-    fits(at)?;
-    *users = kept;
-    Ok(())
+    Ok(Some(move |user: &User| user.password_expires_at.is_some_and(|end| fits(end, at))))
 }
 
 fn conflict(name: &str, domain: &DomainId) -> String {

@@ -276,6 +276,19 @@ impl EndpointGroup {
     }
 }
 
+impl PolicyAssociation {
+    /// The id of the association of a policy with an endpoint, a service, or a service in a region: one for each.
+    pub fn id_of(
+        endpoint: Option<&EndpointId>,
+        service: Option<&ServiceId>,
+        region: Option<&RegionId>,
+    ) -> String {
+        let endpoint = endpoint.map_or("-", EndpointId::as_str);
+        let service = service.map_or("-", ServiceId::as_str);
+        super::made_of(&["policy", endpoint, service, region.map_or("-", RegionId::as_str)])
+    }
+}
+
 impl EndpointFilter {
     /// The id of the filter that shows `what` (an endpoint's or a group's id) to `project`.
     pub fn id_of(project: &ProjectId, kind: &str, what: &str) -> String {
