@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use identity::import::dump::Dump;
+use base::{Entropy, SystemClock};
+use identity::Repository;
+use identity::import::{Secrets, dump::Dump};
 
 use crate::config::{Config, State};
 use crate::files;
@@ -30,6 +32,9 @@ pub struct Import {
     /// Configuration file (TOML) of a cloud that is not there yet.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Keystone's `[credential] key_repository`, to take credentials (EC2 keys, TOTP seeds) along.
+    #[arg(long, value_name = "DIR")]
+    credential_keys: Option<PathBuf>,
     /// Only tell what would be taken.
     #[arg(long)]
     dry_run: bool,
@@ -46,7 +51,8 @@ pub async fn run(dir: &Path, import: Import) -> Result<()> {
         (None, Ok(_)) => {}
         (None, Err(_)) => state.keep(&Config::default())?,
     }
-    let url = state.config()?.database_url(&state);
+    let config = state.config()?;
+    let (url, places) = (config.database_url(&state), crate::shared::places(&state, &config));
     // A server on SQLite takes it that nobody else writes.
     if url.starts_with("sqlite:") {
         for role in ["up", "server"] {
@@ -65,7 +71,13 @@ pub async fn run(dir: &Path, import: Import) -> Result<()> {
         Dump::read(&text, &identity::import::tables()).map_err(|e| anyhow::anyhow!(e.public().to_owned()))?;
     drop(text);
     let store = crate::moving::open(&url).await?;
-    let report = identity::import::import(&store, &dump, import.dry_run).await?;
+    let secrets = import.credential_keys.as_deref().map(|there| {
+        let here = Repository::Directory(places.fernet.clone()).beside("credential-keys");
+        Secrets::open(there, here, Entropy::system(), &SystemClock)
+            .map_err(|e| anyhow::anyhow!(e.public().to_owned()))
+    });
+    let secrets = secrets.transpose()?;
+    let report = identity::import::import(&store, &dump, secrets.as_ref(), import.dry_run).await?;
     if import.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

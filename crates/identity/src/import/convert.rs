@@ -8,8 +8,9 @@ use base::{
 };
 use serde_json::{Map, Value};
 
-use super::Report;
 use super::dump::{Dump, Row};
+use super::extensions::Extensions;
+use super::{Report, Secrets};
 use crate::logic::inference::{Rules, closure};
 use crate::model::{
     AccessRule, Actor, ApplicationCredential, Assignment, Domain, Endpoint, Extra, Group, ImpliedRole,
@@ -17,39 +18,27 @@ use crate::model::{
 };
 
 /// Tables that are read.
-pub const TABLES: [&str; 34] = [
+pub const TABLES: [&str; 22] = [
     "access_rule",
     "application_credential",
     "application_credential_access_rule",
     "application_credential_role",
     "assignment",
-    "credential",
     "endpoint",
     "federated_user",
     "group",
-    "identity_provider",
-    "idp_remote_ids",
     "implied_role",
-    "limit",
     "local_user",
-    "mapping",
     "nonlocal_user",
     "password",
-    "policy",
     "project",
-    "project_endpoint",
     "project_option",
     "project_tag",
-    "federation_protocol",
     "region",
-    "registered_limit",
     "role",
     "role_option",
     "service",
-    "service_provider",
     "system_assignment",
-    "trust",
-    "trust_role",
     "user",
     "user_group_membership",
 ];
@@ -73,7 +62,7 @@ const OPTIONS: [(&str, &str); 8] = [
 
 /// All tables to read from a dump.
 pub fn tables() -> Vec<&'static str> {
-    TABLES.into_iter().chain([USER_OPTIONS]).collect()
+    TABLES.into_iter().chain(super::extensions::TABLES).chain([USER_OPTIONS]).collect()
 }
 
 /// What a dump holds, as resources.
@@ -92,16 +81,17 @@ pub struct Keystone {
     pub assignments: Vec<Assignment>,
     pub access_rules: Vec<AccessRule>,
     pub credentials: Vec<ApplicationCredential>,
+    pub more: Extensions,
     pub report: Report,
     /// Ids of roles there, by those of Keystone.
-    role_ids: HashMap<String, RoleId>,
-    user_ids: HashSet<String>,
+    pub(super) role_ids: HashMap<String, RoleId>,
+    pub(super) user_ids: HashSet<String>,
     group_ids: HashSet<String>,
-    project_ids: HashSet<String>,
-    domain_ids: HashSet<String>,
+    pub(super) project_ids: HashSet<String>,
+    pub(super) domain_ids: HashSet<String>,
 }
 
-fn extra(row: &Row<'_>) -> Extra {
+pub(super) fn extra(row: &Row<'_>) -> Extra {
     match row.json("extra") {
         Some(Value::Object(map)) => map,
         _ => Map::new(),
@@ -109,7 +99,7 @@ fn extra(row: &Row<'_>) -> Extra {
 }
 
 /// A moment as Keystone keeps it: microseconds in `<column>_int`, else text.
-fn moment(row: &Row<'_>, column: &str) -> Option<Timestamp> {
+pub(super) fn moment(row: &Row<'_>, column: &str) -> Option<Timestamp> {
     row.number(&format!("{column}_int"))
         .map(Timestamp)
         .or_else(|| row.get(column)?.parse().ok().map(Timestamp))
@@ -137,7 +127,7 @@ fn options(dump: &Dump, table: &str, owner: &str) -> HashMap<String, Extra> {
 
 impl Keystone {
     /// Reads a dump. `known`: ids of the roles that are there, by domain and name.
-    pub fn read(dump: &Dump, known: &BTreeMap<(String, String), String>) -> Self {
+    pub fn read(dump: &Dump, known: &BTreeMap<(String, String), String>, secrets: Option<&Secrets>) -> Self {
         let mut all = Keystone::default();
         all.catalog(dump);
         all.projects(dump);
@@ -146,23 +136,7 @@ impl Keystone {
         all.groups(dump);
         all.assignments(dump);
         all.application_credentials(dump);
-        for (table, kind) in [
-            ("trust", "trusts"),
-            ("credential", "credentials"),
-            ("limit", "limits"),
-            ("registered_limit", "registered limits"),
-            ("policy", "policies"),
-            ("project_endpoint", "endpoint filters"),
-            ("identity_provider", "identity providers"),
-            ("mapping", "mappings"),
-            ("service_provider", "service providers"),
-        ] {
-            for row in dump.rows(table) {
-                if row.get("deleted_at").is_none() {
-                    all.report.leave(kind, &row.text("id"), "not taken over yet");
-                }
-            }
-        }
+        all.extensions(dump, secrets);
         all
     }
 
@@ -472,6 +446,8 @@ fn user(row: &Row<'_>, name: String, mut passwords: Vec<Row<'_>>, options: Optio
         password: hashes.next(),
         former_passwords: hashes.collect(),
         password_changed_at: passwords.first().and_then(|p| moment(p, "created_at")),
+        password_expires_at: passwords.first().and_then(|p| moment(p, "expires_at")),
+        password_self_service: passwords.first().is_some_and(|p| p.flag("self_service", false)),
         ..User::new(UserId::new(row.text("id")), DomainId::new(row.text("domain_id")), name)
     }
 }

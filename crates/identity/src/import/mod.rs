@@ -8,18 +8,24 @@
 
 mod convert;
 pub mod dump;
+mod extensions;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::path::Path;
 
-use base::{Kind, Result};
+use base::{Clock, Entropy, Error, Kind, Result, Timestamp};
+use fernet::Fernet;
 use serde::Serialize;
 use store::{Query, Resource, Store};
 
 use crate::directory;
+use crate::federation::model::{IdentityProvider, Mapping, Protocol, RemoteId, ServiceProvider};
+use crate::keys::{Keys, Repository, fingerprint};
 use crate::model::{
-    AccessRule, ApplicationCredential, Assignment, Domain, Endpoint, Group, ImpliedRole, Membership, Project,
-    Region, Role, Service, User,
+    AccessRule, ApplicationCredential, Assignment, Credential, Domain, Endpoint, EndpointFilter,
+    EndpointGroup, Group, ImpliedRole, Limit, Membership, PolicyAssociation, PolicyText, Project, Region,
+    RegisteredLimit, Role, Service, Trust, User,
 };
 use convert::Keystone;
 use dump::Dump;
@@ -29,8 +35,12 @@ pub fn tables() -> Vec<&'static str> {
     convert::tables()
 }
 
-/// Rows of a transaction.
-const BATCH: usize = 1000;
+/// Rows of a transaction. Ids are random, so that each of many small ones would write most pages of the indexes again.
+const BATCH: usize = 50_000;
+/// Rows of a statement.
+const ROWS: usize = 1000;
+/// With what Keystone encrypts credentials where nobody made a key (32 zero bytes).
+const NULL_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 /// Most reasons of a kind that are told one by one.
 const TOLD: usize = 1000;
 
@@ -84,15 +94,44 @@ impl fmt::Display for Report {
     }
 }
 
-/// Takes what is in `dump` into `store`; nothing is written where `dry` says so.
+/// The keys that stored secrets are encrypted with: there, and here.
+#[derive(Debug)]
+pub struct Secrets {
+    there: Keys,
+    here: Keys,
+    now: Timestamp,
+}
+
+impl Secrets {
+    /// `there`: Keystone's `[credential] key_repository`; `here`: that of this cloud, made where it is not there.
+    ///
+    /// # Errors
+    /// `BadRequest` where there are no keys, or a file is no key or open to others; `Internal` where they cannot be read.
+    pub fn open(there: &Path, here: Repository, entropy: Entropy, clock: &dyn Clock) -> Result<Self> {
+        if fingerprint(there).map_or(0, |keys| keys.len()) == 0 {
+            return Err(Error::bad_request(format!("{}: no keys are there", there.display())));
+        }
+        let there = Keys::open(Repository::Directory(there.to_owned()), 3, entropy.clone())?;
+        Ok(Secrets { there, here: Keys::open(here, 3, entropy)?, now: clock.now() })
+    }
+
+    /// A secret of Keystone's sealed with the key of this cloud.
+    fn seal_again(&self, encrypted: &str) -> Option<String> {
+        let nobody = || Fernet::new(NULL_KEY)?.decrypt(encrypted).ok();
+        let plain = self.there.open_at_rest(encrypted, self.now).or_else(nobody)?;
+        Some(self.here.seal_at_rest(&plain, self.now))
+    }
+}
+
+/// Takes what is in `dump` into `store`; nothing is written where `dry` says so. Without `secrets` credentials are left.
 ///
 /// # Errors
 /// The store's.
-pub async fn import(store: &Store, dump: &Dump, dry: bool) -> Result<Report> {
+pub async fn import(store: &Store, dump: &Dump, secrets: Option<&Secrets>, dry: bool) -> Result<Report> {
     let roles = store.read(|tx| tx.list::<Role>(&Query::new())).await?;
     let known: BTreeMap<(String, String), String> =
         roles.into_iter().map(|r| ((r.domain_key, r.name), r.id.as_str().to_owned())).collect();
-    let keystone = Keystone::read(dump, &known);
+    let keystone = Keystone::read(dump, &known, secrets);
     let mut writer = Writer { store, dry, report: keystone.report };
     writer.put::<Region>("regions", keystone.regions).await?;
     writer.put::<Service>("services", keystone.services).await?;
@@ -107,6 +146,20 @@ pub async fn import(store: &Store, dump: &Dump, dry: bool) -> Result<Report> {
     writer.put::<Assignment>("role assignments", keystone.assignments).await?;
     writer.put::<AccessRule>("access rules", keystone.access_rules).await?;
     writer.put::<ApplicationCredential>("application credentials", keystone.credentials).await?;
+    let more = keystone.more;
+    writer.put::<Trust>("trusts", more.trusts).await?;
+    writer.put::<Credential>("credentials", more.secrets).await?;
+    writer.put::<RegisteredLimit>("registered limits", more.registered_limits).await?;
+    writer.put::<Limit>("limits", more.limits).await?;
+    writer.put::<PolicyText>("policies", more.policies).await?;
+    writer.put::<PolicyAssociation>("policy associations", more.associations).await?;
+    writer.put::<EndpointGroup>("endpoint groups", more.endpoint_groups).await?;
+    writer.put::<EndpointFilter>("endpoint filters", more.endpoint_filters).await?;
+    writer.put::<IdentityProvider>("identity providers", more.providers).await?;
+    writer.put::<RemoteId>("remote ids", more.remote_ids).await?;
+    writer.put::<Mapping>("mappings", more.mappings).await?;
+    writer.put::<Protocol>("protocols", more.protocols).await?;
+    writer.put::<ServiceProvider>("service providers", more.service_providers).await?;
     if !dry {
         store.write(directory::touch_all).await?;
     }
@@ -126,7 +179,7 @@ impl Writer<'_> {
         }
         let there = self.store.read(|tx| tx.list_ids::<R>(&Query::new())).await?;
         let there: HashSet<String> = there.into_iter().collect();
-        let (old, new): (Vec<R>, Vec<R>) =
+        let (old, mut new): (Vec<R>, Vec<R>) =
             items.into_iter().partition(|i| there.contains(&i.id().to_string()));
         if !old.is_empty() {
             self.report.there.insert(kind, old.len());
@@ -135,20 +188,20 @@ impl Writer<'_> {
             self.report.taken.insert(kind, new.len());
             return Ok(());
         }
+        // In the order of the largest index.
+        new.sort_by_cached_key(|item| item.id().to_string());
         let mut taken = 0;
-        for batch in new.chunks(BATCH) {
-            match self.write(batch.to_vec()).await {
+        let mut open: Vec<Vec<R>> = new.chunks(BATCH).rev().map(<[R]>::to_vec).collect();
+        while let Some(mut batch) = open.pop() {
+            match self.write(batch.clone()).await {
                 Ok(()) => taken += batch.len(),
-                // One of them is like another: find out which.
+                // One of them is like another: find out which, by halves.
                 Err(error) if error.kind() == Kind::Conflict => {
-                    for item in batch {
-                        match self.write(vec![item.clone()]).await {
-                            Ok(()) => taken += 1,
-                            Err(error) if error.kind() == Kind::Conflict => {
-                                self.report.leave(kind, &item.id().to_string(), error.public());
-                            }
-                            Err(error) => return Err(error),
-                        }
+                    if let [item] = batch.as_slice() {
+                        self.report.leave(kind, &item.id().to_string(), error.public());
+                    } else {
+                        let rest = batch.split_off(batch.len() / 2);
+                        open.extend([rest, batch]);
                     }
                 }
                 Err(error) => return Err(error),
@@ -161,8 +214,9 @@ impl Writer<'_> {
     }
 
     async fn write<R: Resource + Clone + Sync>(&self, items: Vec<R>) -> Result<()> {
-        let work =
-            move |tx: &mut store::Tx<'_>| items.iter().try_for_each(|item| tx.insert(&mut item.clone()));
+        let work = move |tx: &mut store::Tx<'_>| {
+            items.chunks(ROWS).try_for_each(|part| tx.insert_many(&mut part.to_vec()))
+        };
         self.store.write(work).await
     }
 }
