@@ -28,8 +28,9 @@ use crate::shared;
 const FORMAT: u32 = 1;
 /// Bytes of a file in one line.
 const PIECE: usize = 768 * 1024;
-/// Directories of keys, each in a file of its own whose name is a number.
-const KEYS: [&str; 3] = ["fernet", "credential-keys", "oidc-keys"];
+/// Directories of keys, each in a file of its own whose name is a number, or ends so.
+const KEYS: [&str; 5] = ["fernet", "credential-keys", "oidc-keys", "jws-private-keys", "jws-public-keys"];
+const PEM: &str = ".pem";
 /// Longest line: a piece, or a row.
 const LINE: u64 = 64 * 1024 * 1024;
 
@@ -153,7 +154,7 @@ pub async fn backup(state: &State, output: &Path, images: bool, seal: &Seal) -> 
     writer.line(&Line::Backup { format: FORMAT, version, at, images })?;
     for keys in KEYS {
         let directory = places.base.join(keys);
-        for name in names(&directory)?.iter().filter(|n| n.parse::<u64>().is_ok()) {
+        for name in names(&directory)?.iter().filter(|n| n.parse::<u64>().is_ok() || n.ends_with(PEM)) {
             writer.file(&directory.join(name), &format!("{keys}/{name}"))?;
         }
     }

@@ -9,7 +9,7 @@ use store::Tx;
 
 use crate::directory;
 use crate::model::{LoginRecord, User};
-use crate::state::{LimitModel, State};
+use crate::state::{LimitModel, State, TokenProvider};
 use crate::words::unauthorized;
 
 /// What an operator sets in `[identity]`.
@@ -24,6 +24,8 @@ pub struct Operator {
     pub max_redelegation_count: u64,
     /// Days the audit trail is kept in the database.
     pub audit_days: i64,
+    /// How tokens are made: `fernet` or `jws`.
+    pub token_provider: TokenProvider,
 }
 
 impl Default for Operator {
@@ -33,6 +35,7 @@ impl Default for Operator {
             limit_model: LimitModel::Flat,
             max_redelegation_count: 3,
             audit_days: 90,
+            token_provider: TokenProvider::Fernet,
         }
     }
 }

@@ -14,6 +14,7 @@ use store::Store;
 use crate::api::{POLICY, ops};
 use crate::audit::Trail;
 use crate::compliance::Operator;
+use crate::jws::Jws;
 use crate::keys::{Keys, Repository};
 use crate::oidc::keys::Signing;
 use crate::password::Passwords;
@@ -102,6 +103,17 @@ pub enum LimitModel {
     StrictTwoLevel,
 }
 
+/// How tokens are made (`[identity] token_provider`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenProvider {
+    /// Encrypted, as Keystone's `fernet`.
+    #[default]
+    Fernet,
+    /// Signed, as Keystone's `jws`; Fernet tokens are still read.
+    Jws,
+}
+
 /// The identity service.
 pub struct State {
     pub(crate) config: Config,
@@ -139,7 +151,11 @@ impl State {
             admin_project: config.admin_project.clone(),
             shared: config.several_servers || store.shared(),
         };
-        let tokens = Arc::new(Tokens::new(store.clone(), clock.clone(), entropy.clone(), keys, limits));
+        let jws = match config.operator.token_provider {
+            TokenProvider::Fernet => None,
+            TokenProvider::Jws => Some(Jws::open(&config.keys)?),
+        };
+        let tokens = Arc::new(Tokens::new(store.clone(), clock.clone(), entropy.clone(), keys, jws, limits));
         let policy = Policy::for_ops(&ops(), POLICY, config.policy_yaml.as_deref())?;
         let passwords = Passwords::new(config.bcrypt_cost, config.password_parallel)?;
         let beside = || config.keys.beside("credential-keys");

@@ -27,6 +27,7 @@ use store::{Store, Tx};
 use crate::cache::Cache;
 use crate::directory;
 use crate::federation;
+use crate::jws::Jws;
 use crate::keys::Keys;
 use crate::logic::access;
 use crate::logic::catalog::fill;
@@ -158,6 +159,8 @@ pub struct Tokens {
     clock: Arc<dyn Clock>,
     entropy: Entropy,
     keys: Arc<Keys>,
+    /// Signs tokens where they are not sealed.
+    jws: Option<Jws>,
     limits: Limits,
     cache: Cache<[u8; 32], Validated>,
     catalog: RwLock<Option<(u64, Arc<Catalog>)>>,
@@ -188,12 +191,13 @@ struct Facts {
 }
 
 impl Tokens {
-    /// Tokens sealed with `keys` about what is in `store`.
+    /// Tokens about what is in `store`: signed by `jws` where there is one, else sealed with `keys`.
     pub fn new(
         store: Store,
         clock: Arc<dyn Clock>,
         entropy: Entropy,
         keys: Arc<Keys>,
+        jws: Option<Jws>,
         limits: Limits,
     ) -> Self {
         let cache = Cache::new(limits.remembered);
@@ -202,6 +206,7 @@ impl Tokens {
             clock,
             entropy,
             keys,
+            jws,
             limits,
             cache,
             catalog: RwLock::new(None),
@@ -262,10 +267,26 @@ impl Tokens {
         }
     }
 
+    /// What a token says and the whole second it was issued in, if one of our keys made it.
+    fn open(&self, token: &str, now: Timestamp) -> Option<(Payload, i64)> {
+        if let Some((bytes, seconds)) = self.keys.open_token(token, now) {
+            return Some((payload::unpack(&bytes)?, seconds));
+        }
+        self.jws.as_ref()?.open_token(token, now)
+    }
+
+    fn make(&self, payload: &Payload, now: Timestamp) -> Result<String> {
+        if let Some(jws) = &self.jws {
+            return jws.seal(payload, now);
+        }
+        let bytes =
+            payload::pack(payload).ok_or_else(|| base::Error::internal("a token that cannot be packed"))?;
+        Ok(self.keys.seal(&bytes, now))
+    }
+
     async fn resolve(&self, token: &str, window: i64) -> Result<Option<Arc<Validated>>> {
         let (now, writes) = (self.clock.now(), self.writes.load(Ordering::SeqCst));
-        let Some((bytes, seconds)) = self.keys.open_token(token, now) else { return Ok(None) };
-        let Some(payload) = payload::unpack(&bytes) else { return Ok(None) };
+        let Some((payload, seconds)) = self.open(token, now) else { return Ok(None) };
         if payload.expires_at.plus_secs(window) <= now {
             return Ok(None);
         }
@@ -305,9 +326,7 @@ impl Tokens {
         let (known, of) = (self.catalog.read().as_ref().map(|c| c.0), payload.clone());
         let facts = self.store.read(move |tx| facts(tx, &of, None, now, known)).await?;
         let facts = facts.ok_or_else(words::unauthorized)?;
-        let bytes =
-            payload::pack(&payload).ok_or_else(|| base::Error::internal("a token that cannot be packed"))?;
-        let token = self.keys.seal(&bytes, now);
+        let token = self.make(&payload, now)?;
         let valid = Arc::new(self.validated(&payload, now, facts, writes));
         self.cache.put(Sha256::digest(token.as_bytes()).into(), valid.clone());
         Ok((token, valid))
