@@ -296,6 +296,7 @@ impl Session {
     pub fn open(&mut self, begin: &'static str) {
         // What was opened before and not used is good enough.
         self.begin.get_or_insert(begin);
+        self.failed = false;
     }
 
     /// What was opened and not used.

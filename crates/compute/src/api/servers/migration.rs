@@ -30,16 +30,15 @@ fn left(tx: &mut Tx<'_>, state: &State, server: &Server, wanted: Option<&str>) -
             "Instance {id} has volumes, which are stored on its host and cannot follow it."
         )));
     }
-    let hosts = tx.list::<Host>(&Query::new())?;
     if let Some(name) = wanted {
-        let target = hosts.iter().find(|h| h.name == name);
+        let target = tx.list::<Host>(&Query::new().eq("name", name))?.pop();
         let target =
             target.ok_or_else(|| Error::bad_request(format!("Compute host {name} could not be found.")))?;
         if target.id == source {
             return Err(Error::bad_request(format!("'host': instance {id} is on host {name} already")));
         }
     }
-    let host = hosts.into_iter().find(|h| h.id == source).ok_or_else(|| conflict(server, "migrate"))?;
+    let host = tx.get::<Host>(&source)?.ok_or_else(|| conflict(server, "migrate"))?;
     if !state.is_up(&host) {
         return Err(Error::conflict(format!(
             "Host {} of instance {id} does not answer, and its disks are there: it can be evacuated.",
@@ -58,7 +57,7 @@ pub(super) async fn migrate(cx: Ctx<State>, req: Request<Option<Migrate>>) -> Re
     let wanted = req.body.as_ref().and_then(|b| b.host.as_ref()).map(|h| h.as_str().to_owned());
     // It would fold hosts without the servers that pass.
     let knows = |r: &store::Replica| r.schemas.get("compute").is_some_and(|n| *n >= KNOWS_MOVES);
-    if !cx.store().replicas().await?.iter().all(knows) {
+    if cx.store().shared() && !cx.store().replicas().await?.iter().all(knows) {
         return Err(Error::conflict(
             "A server process of an older version still runs, which cannot move instances.",
         ));
