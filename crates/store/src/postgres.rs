@@ -222,7 +222,7 @@ async fn poll(pool: &Pool, outbox: &Outbox) -> Result<()> {
 pub(crate) enum Again {
     /// Another writer was in the way.
     Conflict(String),
-    /// The connection broke before the commit was sent.
+    /// The connection broke before the commit was sent, or the server had no room.
     Lost(String),
 }
 
@@ -380,7 +380,12 @@ impl Session {
                 self.again = Some(Again::Conflict(told.message().to_owned()));
                 Failure::Retry(error.to_string())
             }
-            &SqlState::ADMIN_SHUTDOWN | &SqlState::CRASH_SHUTDOWN | &SqlState::CANNOT_CONNECT_NOW => {
+            // Also where there is no room for another predicate lock: a transaction that stands still keeps those of all
+            // that came after it.
+            &SqlState::ADMIN_SHUTDOWN
+            | &SqlState::CRASH_SHUTDOWN
+            | &SqlState::CANNOT_CONNECT_NOW
+            | &SqlState::OUT_OF_MEMORY => {
                 self.again = Some(Again::Lost(told.message().to_owned()));
                 Failure::Other(unavailable(error))
             }
