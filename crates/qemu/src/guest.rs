@@ -505,7 +505,8 @@ impl Machine {
     /// A piece of a local disk.
     pub async fn read_disk(&self, disk: &str, offset: u64) -> Result<Bytes> {
         let _turn = self.down().await?;
-        disks::read(&self.dir(), disk, offset)
+        let (dir, disk) = (self.dir(), disk.to_owned());
+        contract::blocking(move || disks::read(&dir, &disk, offset)).await
     }
 
     /// Whether a local disk came by this transfer.
@@ -520,7 +521,9 @@ impl Machine {
         if !dir.join("state.json").exists() {
             State::default().write(&dir)?;
         }
-        disks::take(&self.config, &dir, transfer, disk, offset, &piece)
+        let (config, disk) = (self.config.clone(), disk.to_owned());
+        // Its end is written through to the device, which can take a while.
+        contract::blocking(move || disks::take(&config, &dir, transfer, &disk, offset, &piece)).await
     }
 
     /// Ends the guest and deletes its files.
