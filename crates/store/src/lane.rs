@@ -23,6 +23,7 @@ const TRIES: usize = 4;
 /// How long a closure that met others is put in line.
 const REMEMBERED: i64 = 60;
 
+const ALONE: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE";
 const BEGIN: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE; SAVEPOINT job";
 /// After a closure that did its work.
 const NEXT: &str = "RELEASE job; SAVEPOINT job";
@@ -31,8 +32,10 @@ const UNDO: &str = "ROLLBACK TO job; RELEASE job; SAVEPOINT job";
 
 /// Work that waits in line.
 trait Job: Send {
-    /// Runs the closure; what it wakes, if it wrote.
+    /// Runs the closure in a savepoint of its own; what it wakes, if it wrote.
     fn run(&mut self, session: &mut Session) -> Vec<Wake>;
+    /// Runs it without one, and tells what is to be woken; `None`: the transaction has to be given up.
+    fn hope(&mut self, session: &mut Session) -> Option<Vec<Wake>>;
     /// Whether what it did stands, should the transaction be committed.
     fn stands(&self) -> bool;
     fn finish(self: Box<Self>, commit: &Commit);
@@ -56,12 +59,21 @@ struct Write<T> {
 
 impl<T: Send> Job for Write<T> {
     fn run(&mut self, session: &mut Session) -> Vec<Wake> {
-        let (ended, wakes) = match session.closure(&*self.work, self.now, true) {
+        let (ended, wakes) = match session.closure(&*self.work, self.now, true, |s| s.open(UNDO)) {
             Ok((value, wakes)) => (Ended::Done(Ok(value)), wakes),
             Err(ended) => (ended, Vec::new()),
         };
         self.ended = Some(ended);
         wakes
+    }
+
+    fn hope(&mut self, session: &mut Session) -> Option<Vec<Wake>> {
+        let (ended, wakes) = match session.hopefully(&*self.work, self.now)? {
+            Ok((value, wakes)) => (Ended::Done(Ok(value)), wakes),
+            Err(ended) => (ended, Vec::new()),
+        };
+        self.ended = Some(ended);
+        Some(wakes)
     }
 
     fn stands(&self) -> bool {
@@ -92,7 +104,7 @@ pub(crate) struct Lane {
 impl Lane {
     pub fn new(source: Source, clock: Arc<dyn Clock>, outbox: Arc<Outbox>) -> Self {
         let (jobs, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(serve(source, waiting, outbox));
+        tokio::spawn(serve(source, waiting, outbox, clock.clone()));
         Lane { jobs, met: Mutex::default(), clock }
     }
 
@@ -119,7 +131,12 @@ impl Lane {
 }
 
 /// Runs what waits, until the store is gone.
-async fn serve(source: Source, mut waiting: mpsc::UnboundedReceiver<Box<dyn Job>>, outbox: Arc<Outbox>) {
+async fn serve(
+    source: Source,
+    mut waiting: mpsc::UnboundedReceiver<Box<dyn Job>>,
+    outbox: Arc<Outbox>,
+    clock: Arc<dyn Clock>,
+) {
     while let Some(first) = waiting.recv().await {
         let mut batch = vec![first];
         while batch.len() < BATCH
@@ -136,7 +153,10 @@ async fn serve(source: Source, mut waiting: mpsc::UnboundedReceiver<Box<dyn Job>
             }
         };
         let outbox = outbox.clone();
-        let run = tokio::task::spawn_blocking(move || together(session, batch, &outbox));
+        let run = tokio::task::spawn_blocking({
+            let now = clock.now();
+            move || together(session, batch, &outbox, now)
+        });
         if let Err(error) = run.await {
             tracing::error!(%error, "a batch of transactions ended early");
         }
@@ -144,10 +164,13 @@ async fn serve(source: Source, mut waiting: mpsc::UnboundedReceiver<Box<dyn Job>
 }
 
 /// One transaction for all; tried again while others are in the way.
-fn together(mut session: Session, mut batch: Vec<Box<dyn Job>>, outbox: &Outbox) {
+fn together(mut session: Session, mut batch: Vec<Box<dyn Job>>, outbox: &Outbox, now: Timestamp) {
     let mut commit = Commit::Done;
+    let mut hopeful = true;
     for _ in 0..TRIES {
-        let (wakes, ended) = attempt(&mut session, &mut batch);
+        let hoped = if hopeful { hope(&mut session, &mut batch, now) } else { None };
+        hopeful = hoped.is_some();
+        let (wakes, ended) = hoped.unwrap_or_else(|| attempt(&mut session, &mut batch));
         commit = ended;
         match &commit {
             Commit::Done => {
@@ -161,6 +184,37 @@ fn together(mut session: Session, mut batch: Vec<Box<dyn Job>>, outbox: &Outbox)
         }
     }
     batch.into_iter().for_each(|job| job.finish(&commit));
+}
+
+/// All in one go: no savepoints, what several read is read once, and writes are not waited for. `None`: one of them did
+/// not do what was expected, and nothing was written.
+fn hope(session: &mut Session, batch: &mut [Box<dyn Job>], now: Timestamp) -> Option<(Vec<Wake>, Commit)> {
+    session.open(ALONE);
+    let mut wakes = Vec::new();
+    for job in batch.iter_mut() {
+        let Some(woken) = job.hope(session) else { return vain(session) };
+        wakes.extend(woken);
+    }
+    let Ok(wakes) = session.wake(wakes, now) else { return vain(session) };
+    if session.opened().is_some() {
+        // Nothing was asked of the database.
+        session.despair();
+        return Some((wakes, Commit::Done));
+    }
+    let ended = match session.commit("COMMIT") {
+        Ok(()) => Commit::Done,
+        Err((Some(again @ Again::Conflict(_)), _)) => Commit::Again(again),
+        Err((_, error)) => Commit::Failed(error.chain()),
+    };
+    Some((wakes, ended))
+}
+
+fn vain(session: &mut Session) -> Option<(Vec<Wake>, Commit)> {
+    if let Some(again) = session.give_up() {
+        return Some((Vec::new(), Commit::Again(again)));
+    }
+    session.despair();
+    None
 }
 
 fn attempt(session: &mut Session, batch: &mut [Box<dyn Job>]) -> (Vec<Wake>, Commit) {

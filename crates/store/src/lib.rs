@@ -7,7 +7,7 @@
 //! Invariant: what `write` answered is on disk; two writers never overwrite each other (compare-and-set by revision);
 //! uniqueness is the database's word, told as a typed conflict. SQL is one portable subset: text, 64-bit integers.
 //!
-//! Start reading at [`Tx`] (what a closure can do), then [`Query`], then `sqlite.rs`, `postgres.rs` and `lane.rs`.
+//! Start reading at [`Tx`] (what a closure can do), then [`Query`], then `sqlite.rs`, `postgres.rs` with `wire.rs`, and `lane.rs`.
 
 mod dump;
 mod gate;
@@ -26,6 +26,7 @@ mod tls;
 mod tx;
 mod unknown;
 mod value;
+mod wire;
 
 use std::any::TypeId;
 use std::path::Path;
@@ -72,7 +73,7 @@ impl<T> Ended<T> {
 
 enum Engine {
     Sqlite(Box<sqlite::Sqlite>),
-    Postgres(postgres::Postgres),
+    Postgres(Box<postgres::Postgres>),
 }
 
 struct Inner {

@@ -1,28 +1,37 @@
 //! PostgreSQL: SERIALIZABLE transactions on pooled connections; closures run on blocking threads.
 
 use std::any::TypeId;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use base::{Clock, Error, Result, Timestamp};
 use bytes::BytesMut;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use futures::{FutureExt, StreamExt};
-use tokio::runtime::Handle;
+use deadpool::Runtime;
+use deadpool::managed::{Object, Pool};
+use futures::StreamExt;
+use futures::future::join_all;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
-use tokio_postgres::{AsyncMessage, Row};
+use tokio_postgres::{AsyncMessage, Client, Row, Statement};
 
 use crate::lane::Lane;
 use crate::outbox::{Outbox, Wake};
 use crate::tls::Tls;
 use crate::tx::{Connection, Failure, Tx};
 use crate::value::Value;
+use crate::wire::Wires;
 use crate::{Ended, Work};
 
-/// Connections of one process.
+/// Connections of one process, apart from the one that listens.
 const CONNECTIONS: usize = 16;
+/// A connection that nobody used for so long is looked at first: the server may have closed it.
+const UNUSED: Duration = Duration::from_millis(50);
+/// Writes that wait for what comes next. `join_all` begins as many in their order.
+const LATER: usize = 24;
+/// Answers that a transaction keeps of a table.
+const KNOWN: usize = 64;
 
 /// Time between polls of the outbox, where notifications are lost.
 pub(crate) const POLL: Duration = Duration::from_secs(5);
@@ -32,6 +41,7 @@ const MIGRATING: Duration = Duration::from_secs(600);
 const RECONNECT: Duration = Duration::from_secs(1);
 
 pub(crate) struct Postgres {
+    config: (tokio_postgres::Config, Tls),
     source: Source,
     lane: Lane,
     clock: Arc<dyn Clock>,
@@ -41,17 +51,44 @@ pub(crate) struct Postgres {
 /// Where sessions come from.
 #[derive(Clone)]
 pub(crate) struct Source {
-    pool: Pool,
+    pool: Pool<Wires>,
     /// Names this process in notifications: it does not wake itself.
     origin: Arc<str>,
 }
 
 impl Source {
     pub async fn session(&self) -> Result<Session> {
-        let client = self.pool.get().await.map_err(unavailable)?;
-        let (runtime, origin) = (Handle::current(), self.origin.clone());
-        Ok(Session { client, runtime, origin, begin: None, again: None, failed: false, tell: false })
+        let mut wire = self.pool.get().await.map_err(unavailable)?;
+        while wire.unused() > UNUSED {
+            let look = move || {
+                let open = wire.look();
+                (wire, open)
+            };
+            let (looked, open) = tokio::task::spawn_blocking(look).await.map_err(Error::internal)?;
+            // The pool forgets one that is closed.
+            wire = if open { looked } else { self.pool.get().await.map_err(unavailable)? };
+        }
+        Ok(Session {
+            wire,
+            origin: self.origin.clone(),
+            begin: None,
+            again: None,
+            failed: false,
+            tell: false,
+            hopeful: false,
+            dashed: false,
+            later: Vec::new(),
+            writes: 0,
+            known: None,
+        })
     }
+}
+
+/// A connection of its own, driven by a task; it ends when the client is dropped.
+async fn apart((config, tls): &(tokio_postgres::Config, Tls)) -> Result<Client> {
+    let (client, connection) = config.connect(tls.clone()).await.map_err(unavailable)?;
+    tokio::spawn(connection);
+    Ok(client)
 }
 
 pub(crate) fn unavailable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
@@ -64,15 +101,10 @@ impl Postgres {
         origin: String,
         clock: Arc<dyn Clock>,
         outbox: Arc<Outbox>,
-    ) -> Result<Self> {
+    ) -> Result<Box<Self>> {
         let (mut config, tls) = crate::tls::read(url)?;
         config.application_name("allod").connect_timeout(Duration::from_secs(10));
-        let manager = Manager::from_config(
-            config.clone(),
-            tls.clone(),
-            ManagerConfig { recycling_method: RecyclingMethod::Fast },
-        );
-        let pool = Pool::builder(manager)
+        let pool = Pool::builder(Wires { config: config.clone(), tls: tls.clone() })
             .max_size(CONNECTIONS)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(Duration::from_secs(30)))
@@ -80,18 +112,18 @@ impl Postgres {
             .build()
             .map_err(unavailable)?;
         let origin: Arc<str> = origin.into();
-        tokio::spawn(listen((config, tls), origin.clone(), Arc::downgrade(&outbox), pool.clone()));
+        let config = (config, tls);
+        tokio::spawn(listen(config.clone(), origin.clone(), Arc::downgrade(&outbox)));
         let source = Source { pool, origin };
         let lane = Lane::new(source.clone(), clock.clone(), outbox.clone());
-        Ok(Postgres { source, lane, clock, outbox })
+        Ok(Box::new(Postgres { config, source, lane, clock, outbox }))
     }
 
     /// Waits until no other process migrates; nobody else does while the answer is kept. It is a session's lock that is
     /// asked for again and again: one that waited would hold a snapshot, which `CREATE INDEX CONCURRENTLY` waits for.
-    pub async fn alone_here(&self) -> Result<deadpool_postgres::ClientWrapper> {
-        let client = self.source.pool.get().await.map_err(unavailable)?;
-        // Out of the pool: the lock ends with the connection.
-        let client = deadpool_postgres::Object::take(client);
+    pub async fn alone_here(&self) -> Result<Client> {
+        // The lock ends with the connection.
+        let client = apart(&self.config).await?;
         let deadline = tokio::time::Instant::now() + MIGRATING;
         loop {
             let asked = client.query_one("SELECT pg_try_advisory_lock(7236591035)", &[]).await;
@@ -107,8 +139,7 @@ impl Postgres {
 
     /// Runs a statement that PostgreSQL wants outside of a transaction, or that must not wait long for a lock.
     pub async fn alone(&self, sql: &str) -> Result<()> {
-        let client = self.source.pool.get().await.map_err(unavailable)?;
-        let done = client.batch_execute(sql).await;
+        let done = apart(&self.config).await?.batch_execute(sql).await;
         done.map_err(|error| match error.code() {
             Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
                 Error::retry("The table is locked.").caused_by(error)
@@ -150,9 +181,9 @@ impl Postgres {
 }
 
 /// Listens for other replicas' wake-ups; on every notification reads what is new. Ends with the store.
-async fn listen(config: (tokio_postgres::Config, Tls), origin: Arc<str>, outbox: Weak<Outbox>, pool: Pool) {
+async fn listen(config: (tokio_postgres::Config, Tls), origin: Arc<str>, outbox: Weak<Outbox>) {
     while outbox.strong_count() > 0 {
-        if let Err(error) = listen_once(&config, &origin, &outbox, &pool).await {
+        if let Err(error) = listen_once(&config, &origin, &outbox).await {
             tracing::warn!(error = %error.chain(), "not listening for other replicas' wake-ups; trying again");
         }
         tokio::time::sleep(RECONNECT).await;
@@ -163,7 +194,6 @@ async fn listen_once(
     (config, tls): &(tokio_postgres::Config, Tls),
     origin: &str,
     outbox: &Weak<Outbox>,
-    pool: &Pool,
 ) -> Result<()> {
     let (client, mut connection) = config.connect(tls.clone()).await.map_err(unavailable)?;
     let mut messages = futures::stream::poll_fn(move |cx| connection.poll_message(cx));
@@ -181,7 +211,7 @@ async fn listen_once(
     loop {
         let Some(outbox) = outbox.upgrade() else { return Ok(()) };
         // What came before LISTEN, or while nobody listened, is read as well.
-        poll(pool, &outbox).await?;
+        poll(&client, &outbox).await?;
         drop(outbox);
         if matches!(tokio::time::timeout(POLL, notified.recv()).await, Ok(None)) {
             return Err(Error::unavailable("The database closed the connection."));
@@ -189,8 +219,7 @@ async fn listen_once(
     }
 }
 
-async fn poll(pool: &Pool, outbox: &Outbox) -> Result<()> {
-    let client = pool.get().await.map_err(unavailable)?;
+async fn poll(client: &Client, outbox: &Outbox) -> Result<()> {
     let newest = "SELECT service, MAX(number) FROM allod_migrations GROUP BY service";
     if let Ok(rows) = client.query(newest, &[]).await {
         outbox.newest(rows.iter().map(|r| (r.get::<_, String>(0), r.get::<_, i64>(1))));
@@ -201,13 +230,12 @@ async fn poll(pool: &Pool, outbox: &Outbox) -> Result<()> {
     }
     let before = outbox.given();
     let sql = "SELECT seq, kind, object FROM allod_outbox WHERE kind = ANY($1) ORDER BY seq";
-    let statement = match client.prepare_cached(sql).await {
-        Ok(statement) => statement,
+    let rows = match client.query(sql, &[&kinds]).await {
+        Ok(rows) => rows,
         // The schema is not there yet.
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => return Ok(()),
         Err(error) => return Err(unavailable(error)),
     };
-    let rows = client.query(&statement, &[&kinds]).await.map_err(unavailable)?;
     let wakes = rows.iter().filter_map(|row| {
         let kind = kinds.iter().copied().find(|k| *k == row.get::<_, &str>(1))?;
         Some(Wake { kind, seq: row.get(0), key: row.get(2) })
@@ -237,8 +265,7 @@ impl Again {
 }
 
 pub(crate) struct Session {
-    client: deadpool_postgres::Object,
-    runtime: Handle,
+    wire: Object<Wires>,
     origin: Arc<str>,
     /// The beginning of the transaction, which is sent together with its first statement: no round trip of its own.
     begin: Option<&'static str>,
@@ -248,24 +275,53 @@ pub(crate) struct Session {
     failed: bool,
     /// Other replicas are notified, together with the commit.
     tell: bool,
+    /// Writes are taken to do what they are expected to, and go out with what comes next.
+    hopeful: bool,
+    /// One of them did something else.
+    dashed: bool,
+    later: Vec<Later>,
+    /// Rows changed, or about to be, by statements since the transaction began.
+    writes: u64,
+    /// What the transaction read already; `None`: it is not kept.
+    known: Option<Known>,
+}
+
+/// What a transaction read, by table and by statement with its parameters; it reads no other until it writes there.
+type Known = HashMap<&'static str, HashMap<(String, Vec<Value>), Vec<Vec<Value>>>>;
+
+/// A write that was not sent yet.
+struct Later {
+    statement: Statement,
+    params: Vec<Value>,
+    /// Rows that it is expected to change.
+    changes: u64,
 }
 
 type Closure<T> = dyn Fn(&mut Tx<'_>) -> Result<T> + Send + Sync;
+/// What a closure answers, and what it wakes.
+type Closed<T> = std::result::Result<(T, Vec<Wake>), Ended<T>>;
+
+/// What a closure leaves behind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Everything was sent, and did what was expected.
+    Settled,
+    /// Others come after it.
+    Open,
+}
+
+const WRITE: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE";
+/// A snapshot is all that a read needs, and it never fails for others' writes.
+const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 impl Session {
-    fn transaction<T>(
-        &mut self,
-        work: &Closure<T>,
-        now: Timestamp,
-        writable: bool,
-    ) -> std::result::Result<(T, Vec<Wake>), Ended<T>> {
-        // A snapshot is all that a read needs, and it never fails for others' writes.
-        self.open(if writable {
-            "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE"
-        } else {
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-        });
-        let result = self.closure(work, now, writable);
+    fn transaction<T>(&mut self, work: &Closure<T>, now: Timestamp, writable: bool) -> Closed<T> {
+        self.open(if writable { WRITE } else { READ });
+        let anew = |session: &mut Session| {
+            let _ = session.batch("ROLLBACK");
+            session.open(WRITE);
+        };
+        let result = self.closure(work, now, writable, anew);
         if let Some(again) = self.give_up() {
             return Err(again.ended());
         }
@@ -275,7 +331,7 @@ impl Session {
         }
         if !writable {
             // Nobody waits for the end of a read: whoever has the connection next comes after it.
-            let _ = self.client.batch_execute("COMMIT").now_or_never();
+            self.wire.send("COMMIT");
             return result;
         }
         match result {
@@ -304,21 +360,71 @@ impl Session {
         self.begin
     }
 
-    /// Runs a closure in what was opened.
+    /// Runs a closure in what was opened: in the hope that its writes do what it expects of them, so that they need not be
+    /// waited for one by one; should one not, undoes everything by `anew` and runs it again, waiting for each.
     pub fn closure<T>(
         &mut self,
         work: &Closure<T>,
         now: Timestamp,
         writable: bool,
-    ) -> std::result::Result<(T, Vec<Wake>), Ended<T>> {
+        anew: impl FnOnce(&mut Session),
+    ) -> Closed<T> {
+        self.hopeful = writable;
+        let closed = self.once(work, now, writable, End::Settled);
+        self.hopeful = false;
+        if !std::mem::take(&mut self.dashed) || self.again.is_some() {
+            return closed;
+        }
+        anew(self);
+        self.once(work, now, writable, End::Settled)
+    }
+
+    /// Runs one closure of several that share what was opened, in the hope that all of them do what they are expected to:
+    /// what it wrote may not be sent yet, and what it wakes is not written. `None`: the hope was wrong, and nothing of the
+    /// transaction may stay.
+    pub fn hopefully<T>(&mut self, work: &Closure<T>, now: Timestamp) -> Option<Closed<T>> {
+        self.hopeful = true;
+        self.known.get_or_insert_default();
+        let before = self.writes;
+        let closed = self.once(work, now, true, End::Open);
+        self.hopeful = false;
+        // What it refused stays undone only where it had not written.
+        let kept = closed.is_ok() || self.writes == before;
+        (kept && !self.failed && self.again.is_none()).then_some(closed)
+    }
+
+    /// Writes what closures wake, and waits for all that was put off.
+    pub fn wake(&mut self, mut wakes: Vec<Wake>, now: Timestamp) -> Result<Vec<Wake>> {
+        let mut seen = HashSet::new();
+        wakes.retain(|w| seen.insert((w.kind, w.key.clone())));
+        let mut tx = Tx::new(self, now, true);
+        tx.wakes = wakes;
+        let wakes = tx.flush_wakes();
+        drop(tx);
+        self.settle()?;
+        wakes
+    }
+
+    /// Forgets everything about a transaction that was hoped for in vain.
+    pub fn despair(&mut self) {
+        (self.begin, self.failed, self.tell, self.dashed, self.known) = (None, false, false, false, None);
+        self.later.clear();
+        let _ = self.batch("ROLLBACK");
+    }
+
+    fn once<T>(&mut self, work: &Closure<T>, now: Timestamp, writable: bool, end: End) -> Closed<T> {
         let mut tx = Tx::new(self, now, writable);
         let done = catch_unwind(AssertUnwindSafe(|| {
             let value = work(&mut tx)?;
-            Ok((value, tx.flush_wakes()?))
+            Ok((value, if end == End::Open { std::mem::take(&mut tx.wakes) } else { tx.flush_wakes()? }))
         }));
         let violated = tx.violated;
         drop(tx);
-        let failed = std::mem::take(&mut self.failed);
+        if end == End::Settled {
+            let _ = self.settle();
+        }
+        let failed = self.failed;
+        self.failed &= end == End::Open;
         match done.unwrap_or_else(|_| Err(Error::internal("a transaction panicked"))) {
             Ok(_) if failed => {
                 Err(Ended::Done(Err(Error::internal("a transaction went on after a failed statement"))))
@@ -334,14 +440,13 @@ impl Session {
     /// Ends a transaction that has to be run again, and says why.
     pub fn give_up(&mut self) -> Option<Again> {
         let again = self.again.take()?;
-        (self.begin, self.failed, self.tell) = (None, false, false);
-        let _ = self.batch("ROLLBACK");
+        self.despair();
         Some(again)
     }
 
     /// Commits by `sql`.
     pub fn commit(&mut self, sql: &str) -> std::result::Result<(), (Option<Again>, Error)> {
-        self.begin = None;
+        (self.begin, self.known) = (None, None);
         let done = if std::mem::take(&mut self.tell) {
             // One round trip, and no commit where the notification is refused.
             self.batch(&format!("NOTIFY allod, '{}'; {sql}", self.origin))
@@ -355,17 +460,60 @@ impl Session {
         })
     }
 
-    /// Sends the beginning without waiting for its answer: should it be refused, so is the statement that follows.
-    fn begin(&mut self) {
+    /// Asks, after everything that was put off; all of it goes out together.
+    fn ask<T>(
+        &mut self,
+        ask: impl AsyncFnOnce(&Client) -> std::result::Result<T, tokio_postgres::Error>,
+    ) -> Answer<T> {
         if let Some(begin) = self.begin.take() {
-            let _ = self.client.batch_execute(begin).now_or_never();
+            // Should it be refused, so is the statement that follows.
+            self.wire.post(begin);
         }
+        let later = std::mem::take(&mut self.later);
+        let (before, answer) = self.wire.wait(async |client| {
+            let before = join_all(later.iter().map(|l| execute(client, &l.statement, &l.params)));
+            futures::join!(before, ask(client))
+        });
+        for (write, done) in later.iter().zip(before) {
+            match done {
+                Ok(changed) if changed == write.changes => {}
+                Ok(_) => return Err(self.dash()),
+                // What follows a failed statement fails for that only.
+                Err(error) => {
+                    let failure = self.failure(error);
+                    return Err(if self.again.is_some() { failure } else { self.dash() });
+                }
+            }
+        }
+        answer.map_err(|e| self.failure(e))
+    }
+
+    fn dash(&mut self) -> Failure {
+        (self.dashed, self.failed) = (true, true);
+        Failure::Retry("a write did not do what was expected of it".to_owned())
+    }
+
+    /// Sends what was put off.
+    fn settle(&mut self) -> Answer<()> {
+        if self.later.is_empty() {
+            return Ok(());
+        }
+        if self.failed {
+            // All that is undone.
+            self.later.clear();
+            return Ok(());
+        }
+        self.ask(async |_| Ok(()))
+    }
+
+    fn prepare(&mut self, sql: &str) -> Answer<Statement> {
+        self.wire.prepare(sql).map_err(|e| self.failure(e))
     }
 
     fn failure(&mut self, error: tokio_postgres::Error) -> Failure {
         self.failed = true;
         let Some(told) = error.as_db_error() else {
-            if error.is_closed() || self.client.is_closed() {
+            if error.is_closed() || !self.wire.is_open() {
                 self.again = Some(Again::Lost(error.to_string()));
                 return Failure::Other(unavailable(error));
             }
@@ -443,12 +591,8 @@ impl Connection for Session {
     }
 
     fn query(&mut self, sql: &str, params: &[Value]) -> Answer<Vec<Vec<Value>>> {
-        self.begin();
-        let rows = self.runtime.block_on(async {
-            let statement = self.client.prepare_cached(sql).await?;
-            self.client.query(&statement, &borrowed(params)).await
-        });
-        let rows = rows.map_err(|e| self.failure(e))?;
+        let statement = self.prepare(sql)?;
+        let rows = self.ask(async |client| client.query(&statement, &borrowed(params)).await)?;
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {
             let values = row.columns().iter().enumerate().map(|(i, c)| value(row, i, c.type_()));
@@ -458,25 +602,20 @@ impl Connection for Session {
     }
 
     fn execute(&mut self, sql: &str, params: &[Value]) -> Answer<u64> {
-        self.begin();
-        let changed = self.runtime.block_on(async {
-            let statement = self.client.prepare_cached(sql).await?;
-            self.client.execute(&statement, &borrowed(params)).await
-        });
-        changed.map_err(|e| self.failure(e))
+        self.writes += 1;
+        let statement = self.prepare(sql)?;
+        self.ask(async |client| execute(client, &statement, params).await)
     }
 
     fn execute_unique(&mut self, sql: &str, params: &[Value]) -> Answer<u64> {
-        self.begin();
-        let changed = self.runtime.block_on(async {
-            let client = &self.client;
-            let statement = client.prepare_cached(sql).await?;
-            let params = borrowed(params);
+        self.writes += 1;
+        let statement = self.prepare(sql)?;
+        let changed = self.ask(async |client| {
             // A failed statement ends a PostgreSQL transaction, unless a savepoint is before it. The three are sent
             // together, in this order, and cost one round trip.
             let (before, changed, after) = futures::join!(
                 client.batch_execute("SAVEPOINT one"),
-                client.execute(&statement, &params),
+                execute(client, &statement, params),
                 client.batch_execute("RELEASE one"),
             );
             before?;
@@ -486,25 +625,61 @@ impl Connection for Session {
                 after?;
             }
             Ok(changed)
-        });
-        match changed {
-            Ok(changed) => changed.map_err(|e| {
-                let failure = self.failure(e);
-                self.failed = false;
-                failure
-            }),
-            Err(e) => Err(self.failure(e)),
+        })?;
+        changed.map_err(|e| {
+            let failure = self.failure(e);
+            self.failed = false;
+            failure
+        })
+    }
+
+    fn later(&mut self, sql: &str, params: &[Value], changes: u64) -> Answer<bool> {
+        if !self.hopeful {
+            return Ok(false);
+        }
+        self.writes += 1;
+        let statement = self.prepare(sql)?;
+        self.later.push(Later { statement, params: params.to_vec(), changes });
+        if self.later.len() == LATER {
+            self.settle()?;
+        }
+        Ok(true)
+    }
+
+    fn known(&self, table: &'static str, sql: &str, params: &[Value]) -> Option<Vec<Vec<Value>>> {
+        self.known.as_ref()?.get(table)?.get(&(sql.to_owned(), params.to_vec())).cloned()
+    }
+
+    fn learn(&mut self, table: &'static str, sql: &str, params: &[Value], rows: &[Vec<Value>]) {
+        let Some(known) = &mut self.known else { return };
+        let of_table = known.entry(table).or_default();
+        if rows.len() <= 4 && of_table.len() < KNOWN {
+            of_table.insert((sql.to_owned(), params.to_vec()), rows.to_vec());
+        }
+    }
+
+    fn unlearn(&mut self, table: Option<&'static str>) {
+        let Some(known) = &mut self.known else { return };
+        match table {
+            Some(table) => drop(known.remove(table)),
+            None => known.clear(),
         }
     }
 
     fn batch(&mut self, sql: &str) -> Answer<()> {
-        self.begin();
-        let done = self.runtime.block_on(self.client.batch_execute(sql));
-        done.map_err(|e| self.failure(e))
+        self.ask(async |client| client.batch_execute(sql).await)
     }
 
     fn notify(&mut self) -> Answer<()> {
         self.tell = true;
         Ok(())
     }
+}
+
+async fn execute(
+    client: &Client,
+    statement: &Statement,
+    params: &[Value],
+) -> std::result::Result<u64, tokio_postgres::Error> {
+    client.execute(statement, &borrowed(params)).await
 }

@@ -16,6 +16,19 @@ pub(crate) trait Connection {
     fn execute(&mut self, sql: &str, params: &[Value]) -> Result<u64, Failure>;
     /// As `execute`, and the transaction goes on after [`Failure::Unique`].
     fn execute_unique(&mut self, sql: &str, params: &[Value]) -> Result<u64, Failure>;
+    /// Takes a write on, to send it with what comes next; it may break uniqueness. Should it not change as many rows as
+    /// expected, or fail, the closure is run again without this. `false`: it was not taken, and is to be executed.
+    fn later(&mut self, _sql: &str, _params: &[Value], _changes: u64) -> Result<bool, Failure> {
+        Ok(false)
+    }
+    /// The answer of a statement of this transaction, where it is kept and nothing was written to the table since.
+    fn known(&self, _table: &'static str, _sql: &str, _params: &[Value]) -> Option<Vec<Vec<Value>>> {
+        None
+    }
+    /// Keeps what a statement answers, or would.
+    fn learn(&mut self, _table: &'static str, _sql: &str, _params: &[Value], _rows: &[Vec<Value>]) {}
+    /// Forgets what is known of a table, or of all.
+    fn unlearn(&mut self, _table: Option<&'static str>) {}
     /// Tells other processes, on commit, that the outbox has something new.
     fn notify(&mut self) -> Result<(), Failure> {
         Ok(())
@@ -105,7 +118,18 @@ impl<'a> Tx<'a> {
         Ok(self.connection.query(&sql.text, &sql.params)?)
     }
 
+    /// As `rows`, of a resource.
+    fn rows_of<R: Resource>(&mut self, sql: &Sql) -> Result<Vec<Vec<Value>>> {
+        if let Some(rows) = self.connection.known(R::TABLE, &sql.text, &sql.params) {
+            return Ok(rows);
+        }
+        let rows = self.rows(sql)?;
+        self.connection.learn(R::TABLE, &sql.text, &sql.params, &rows);
+        Ok(rows)
+    }
+
     pub(crate) fn change(&mut self, sql: &Sql) -> Result<u64> {
+        self.connection.unlearn(None);
         self.statements += 1;
         Ok(self.connection.execute(&sql.text, &sql.params)?)
     }
@@ -126,9 +150,14 @@ impl<'a> Tx<'a> {
         if id.contains('\0') {
             return Ok(None);
         }
+        let sql = self.by_id::<R>(id);
+        self.rows_of::<R>(&sql)?.into_iter().next().map(decode).transpose()
+    }
+
+    fn by_id<R: Resource>(&self, id: &str) -> Sql {
         let mut sql = self.sql(format!("SELECT {BODY} FROM {} WHERE id = ", ident(R::TABLE)));
         sql.bind(Value::Text(id.to_owned()));
-        self.rows(&sql)?.into_iter().next().map(decode).transpose()
+        sql
     }
 
     /// The resource with this id.
@@ -168,7 +197,7 @@ impl<'a> Tx<'a> {
             sql.after::<R>(query, &values, marker)?;
         }
         sql.order::<R>(query)?;
-        self.rows(&sql)
+        self.rows_of::<R>(&sql)
     }
 
     fn sort_values<R: Resource>(&mut self, query: &Query, marker: &str) -> Result<Vec<Value>> {
@@ -253,7 +282,17 @@ impl<'a> Tx<'a> {
             sql.push(", ").bind(value);
         }
         sql.push(")");
-        self.execute_unique::<R>(&sql).map(drop)
+        self.apply::<R>(&sql, 1, true).map(drop)
+    }
+
+    /// Writes rows of a resource; answers how many changed. On PostgreSQL it may be the expected number for the time being.
+    fn apply<R: Resource>(&mut self, sql: &Sql, expected: u64, unique: bool) -> Result<u64> {
+        self.connection.unlearn(Some(R::TABLE));
+        if self.connection.later(&sql.text, &sql.params, expected)? {
+            self.statements += 1;
+            return Ok(expected);
+        }
+        if unique { self.execute_unique::<R>(sql) } else { self.change(sql) }
     }
 
     fn execute_unique<R: Resource>(&mut self, sql: &Sql) -> Result<u64> {
@@ -291,8 +330,9 @@ impl<'a> Tx<'a> {
         ));
         sql.push("CAST(").bind(Value::Int(now.0)).push(" AS BIGINT), CAST(").bind(Value::Int(now.0));
         sql.push(" AS BIGINT)").push(&names).push(" FROM ");
+        let expected = rows.len() as u64;
         sql.records::<R>(&columns, rows);
-        self.execute_unique::<R>(&sql).map(drop)
+        self.apply::<R>(&sql, expected, true).map(drop)
     }
 
     /// As [`Tx::update`] for several at once: on PostgreSQL one statement, whatever their number.
@@ -329,8 +369,7 @@ impl<'a> Tx<'a> {
         }
         sql.push(" FROM ").records::<R>(&columns, rows);
         sql.push(" WHERE t.id = v.id AND t.revision = v.held");
-        let changed = if R::UNIQUE.is_empty() { self.change(&sql)? } else { self.execute_unique::<R>(&sql)? };
-        if changed != wanted {
+        if self.apply::<R>(&sql, wanted, !R::UNIQUE.is_empty())? != wanted {
             return Err(Error::retry(Stale(format!("one of {wanted} {}s", R::KIND))));
         }
         for resource in resources {
@@ -394,6 +433,7 @@ impl<'a> Tx<'a> {
         };
         let number = |n: u64| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
         let mut sql = self.sql(format!("UPDATE {} SET body = ", ident(R::TABLE)));
+        let text = body.clone();
         sql.bind(Value::Text(body)).push(", generation = ").bind(number(meta.generation));
         sql.push(", revision = ")
             .bind(number(meta.revision))
@@ -404,10 +444,13 @@ impl<'a> Tx<'a> {
         }
         sql.push(" WHERE id = ").bind(Value::Text(resource.id().to_string()));
         sql.push(" AND revision = ").bind(number(held.revision));
-        let changed = if R::UNIQUE.is_empty() { self.change(&sql)? } else { self.execute_unique::<R>(&sql)? };
-        if changed == 0 {
+        if self.apply::<R>(&sql, 1, !R::UNIQUE.is_empty())? == 0 {
             return Err(Error::retry(Stale(format!("{} {}", R::KIND, resource.id()))));
         }
+        let row = [Value::Text(text), number(meta.generation), number(meta.revision)];
+        let row = row.into_iter().chain([Value::Int(meta.created_at.0), Value::Int(meta.updated_at.0)]);
+        let read = self.by_id::<R>(&resource.id().to_string());
+        self.connection.learn(R::TABLE, &read.text, &read.params, &[row.collect()]);
         *resource.meta_mut() = meta;
         Ok(())
     }

@@ -4,7 +4,7 @@ use base::{Error, Result};
 use serde::Serialize;
 
 /// A column's value: the portable subset of both engines.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Value {
     /// SQL NULL.
     Null,

@@ -446,7 +446,9 @@ pub async fn a_stale_copy_is_told_at_once(store: Store) {
         tx.update(&mut made.clone())
     };
     assert_eq!(store.write(stale).await.unwrap_err().kind(), Kind::Conflict);
-    assert_eq!(runs.load(std::sync::atomic::Ordering::SeqCst), 1, "another try reads the same stale copy");
+    let runs = runs.load(std::sync::atomic::Ordering::SeqCst);
+    // PostgreSQL runs it once in hope, and once waiting for each answer.
+    assert!(runs <= 2, "another try reads the same stale copy, and that was tried {runs} times");
 }
 
 /// Small reads run in the caller's task, this one cannot; the same closure is asked for both.
