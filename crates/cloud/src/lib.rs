@@ -239,7 +239,7 @@ pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
         controller = controller.add(reconciler, many);
     }
     // Under load fewer runs with more keys each: they share transactions.
-    let together = Options { workers: 2, batch: 64, ..Options::default() };
+    let together = Options { workers: 2, batch: 512, ..Options::default() };
     for reconciler in compute.reconcilers() {
         controller = controller.add(reconciler, together);
     }

@@ -85,7 +85,8 @@ pub trait Reconciler: Send + Sync + 'static {
 pub struct Options {
     /// Runs at the same time.
     pub workers: usize,
-    /// Keys that a run takes at most: those that are due when it begins.
+    /// Keys that a run takes at most: those that are due when it begins. Where it is more than one, another run begins beside
+    /// one that goes on only with as many keys, or when that one lasts: fewer, larger runs cost less.
     pub batch: usize,
     /// Time between sweeps.
     pub sweep_every: Duration,
@@ -150,6 +151,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3);
 const SOME: usize = 500;
 /// Time between acknowledgements to the outbox, so that many share one write.
 const FLUSH: Duration = Duration::from_millis(100);
+/// How long a run keeps others from beginning with less than a full batch.
+const LASTS: Duration = Duration::from_secs(1);
 
 impl Controller {
     /// A controller without reconcilers.
@@ -318,21 +321,30 @@ impl Task {
         let mut sweep_at = Instant::now();
         let mut flush_at = Instant::now();
         let mine = views.borrow().mine.clone();
+        // When another run begins although there is no full batch.
+        let mut beside = Instant::now();
         loop {
             while let Some(wake) = wakes.try_next() {
                 self.queue.push(&wake.key, Source::Wake, wake.seq);
             }
             while running.len() < self.options.workers.max(1) {
+                let batch = self.options.batch;
+                if batch > 1 && !running.is_empty() && Instant::now() < beside && !self.queue.fills(batch) {
+                    break;
+                }
                 let keys: Vec<String> =
                     std::iter::from_fn(|| self.queue.pop()).take(self.options.batch.max(1)).collect();
                 if keys.is_empty() {
                     break;
                 }
                 running.spawn(self.clone().begin(keys));
+                beside = Instant::now() + LASTS;
             }
             // With all workers busy nothing can begin, however long it is due.
             let free = running.len() < self.options.workers.max(1);
-            let due = self.queue.next_due().filter(|_| free);
+            let alone = self.options.batch <= 1 || running.is_empty();
+            let due =
+                self.queue.next_due().filter(|_| free).map(|due| if alone { due } else { due.max(beside) });
             tokio::select! {
                 // A stop begins nothing more; the timers are not starved by wake-ups.
                 biased;

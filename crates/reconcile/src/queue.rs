@@ -251,9 +251,17 @@ impl Queue {
         self.state.lock().entries.remove(key).map(|e| e.seqs).unwrap_or_default()
     }
 
-    /// When the next key is due; `None` where none waits.
+    /// When the next key can run; `None` where there is none.
     pub fn next_due(&self) -> Option<Instant> {
-        self.state.lock().due.first().map(|(due, _)| *due)
+        let state = self.state.lock();
+        if state.ready.is_empty() { state.due.first().map(|(due, _)| *due) } else { Some(Instant::now()) }
+    }
+
+    /// Whether as many keys can run now.
+    pub fn fills(&self, batch: usize) -> bool {
+        let (state, now) = (self.state.lock(), Instant::now());
+        let due = state.due.iter().take(batch).take_while(|(due, _)| *due <= now).count();
+        state.ready.len() + due >= batch
     }
 
     /// Nothing to do now: no key is ready or running, none that has news waits, none is due within 50 ms, no sweep looks.
