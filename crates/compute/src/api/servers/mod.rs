@@ -115,7 +115,7 @@ async fn newest(cx: &Ctx<State>, filter: Filter, page: &::api::Page) -> Result<V
                     return Err(Error::bad_request(format!("marker [{marker}] not found")));
                 }
             }
-            let chunk = limit.clamp(1, CHUNK);
+            let mut chunk = limit.clamp(1, CHUNK);
             let mut found = Vec::new();
             while found.len() < limit {
                 let query = of_project(&filter).sort("created_at", Order::Desc).after(after).limit(chunk);
@@ -126,6 +126,8 @@ async fn newest(cx: &Ctx<State>, filter: Filter, page: &::api::Page) -> Result<V
                 if last {
                     break;
                 }
+                // Few of what was read are wanted.
+                chunk = CHUNK.min(chunk * 4);
             }
             Ok(found)
         })
