@@ -49,6 +49,18 @@ pub trait Fetch: Send + Sync {
     /// # Errors
     /// `Unavailable` where there is none.
     async fn get(&self, url: &str, ca: Option<&str>) -> Result<Bytes>;
+
+    /// What `url` answers to a form, sent by a client that says who it is (`client`: its id and secret).
+    ///
+    /// # Errors
+    /// `Unavailable` where there is no answer, `Unauthenticated` where it is a refusal.
+    async fn post(
+        &self,
+        url: &str,
+        ca: Option<&str>,
+        client: Option<(&str, &str)>,
+        form: &[(&str, &str)],
+    ) -> Result<Bytes>;
 }
 
 /// Whether a URL may be asked: HTTPS; plain HTTP on this machine only.
@@ -151,21 +163,76 @@ impl Fetch for Https {
         if !answer.status().is_success() {
             return Err(failed(format!("status {}", answer.status())));
         }
-        let mut body = Vec::new();
-        let mut stream = answer.bytes_stream();
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|e| failed("it broke off".into()).caused_by(e))?;
-            if body.len() + chunk.len() > LARGEST {
-                return Err(failed("it is too large".into()));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.into())
+        collected(url, answer).await
     }
+
+    async fn post(
+        &self,
+        url: &str,
+        ca: Option<&str>,
+        client: Option<(&str, &str)>,
+        form: &[(&str, &str)],
+    ) -> Result<Bytes> {
+        let failed = |what: String| Error::unavailable(format!("{url}: {what}"));
+        if !may_ask(url) {
+            return Err(failed("only https is asked".into()));
+        }
+        let body = encoded(form);
+        let mut call = self.client(ca)?.post(url).header("accept", "application/json");
+        call = call.header("content-type", "application/x-www-form-urlencoded").body(body);
+        if let Some((id, secret)) = client {
+            // RFC 6749, 2.3.1: both are encoded as in a form first.
+            call = call.basic_auth(encoded_text(id), Some(encoded_text(secret)));
+        }
+        let answer = call.send().await.map_err(|e| failed("no answer".into()).caused_by(e))?;
+        let status = answer.status();
+        if status.is_client_error() {
+            return Err(Error::unauthenticated(format!("{url} answered {status}")));
+        }
+        if !status.is_success() {
+            return Err(failed(format!("status {status}")));
+        }
+        collected(url, answer).await
+    }
+}
+
+async fn collected(url: &str, answer: reqwest::Response) -> Result<Bytes> {
+    let failed = |what: &str| Error::unavailable(format!("{url}: {what}"));
+    let mut body = Vec::new();
+    let mut stream = answer.bytes_stream();
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|e| failed("it broke off").caused_by(e))?;
+        if body.len() + chunk.len() > LARGEST {
+            return Err(failed("it is too large"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.into())
+}
+
+/// Text as it stands in a form.
+pub fn encoded_text(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// A form, or a query.
+pub fn encoded(form: &[(&str, &str)]) -> String {
+    let pairs: Vec<String> =
+        form.iter().map(|(name, value)| format!("{}={}", encoded_text(name), encoded_text(value))).collect();
+    pairs.join("&")
 }
 
 #[derive(Default)]
 struct Remembered {
+    document: Option<(Value, Timestamp)>,
     keys: Option<(KeySet, Timestamp)>,
     asked: Option<Timestamp>,
 }
@@ -204,14 +271,62 @@ impl Issuers {
         keys.verify(token, &Expected { issuer: &issuer.url, audiences, now })
     }
 
-    async fn keys(&self, issuer: &Issuer, kid: Option<&str>, now: Timestamp) -> Result<KeySet> {
-        let cell = {
-            let mut known = self.known.lock();
-            if known.len() >= 1024 && !known.contains_key(issuer) {
-                known.clear();
-            }
-            known.entry(issuer.clone()).or_default().clone()
+    fn cell(&self, issuer: &Issuer) -> Arc<tokio::sync::Mutex<Remembered>> {
+        let mut known = self.known.lock();
+        if known.len() >= 1024 && !known.contains_key(issuer) {
+            known.clear();
+        }
+        known.entry(issuer.clone()).or_default().clone()
+    }
+
+    /// A URL of the issuer's discovery document (`authorization_endpoint`, `token_endpoint`), which is remembered for a
+    /// while: nobody makes us ask with every request.
+    ///
+    /// # Errors
+    /// `Unavailable` where it cannot be had, or is no https URL.
+    pub async fn endpoint(&self, issuer: &Issuer, name: &str, now: Timestamp) -> Result<String> {
+        let cell = self.cell(issuer);
+        let mut held = cell.lock().await;
+        let fresh = |at: Timestamp| now.as_secs() - at.as_secs() < FRESH;
+        let document = match &held.document {
+            Some((document, at)) if fresh(*at) => document,
+            _ => &held.document.insert((self.discover(issuer).await?, now)).0,
         };
+        let url = document.get(name).and_then(Value::as_str).filter(|url| may_ask(url));
+        url.map(str::to_owned)
+            .ok_or_else(|| Error::unavailable(format!("its discovery document has no usable '{name}'")))
+    }
+
+    /// Exchanges an authorization code (or whatever `form` says) at the issuer's token endpoint.
+    ///
+    /// # Errors
+    /// `Unavailable`; `Unauthenticated` where the issuer refuses.
+    pub async fn exchange(
+        &self,
+        issuer: &Issuer,
+        client: Option<(&str, &str)>,
+        form: &[(&str, &str)],
+        now: Timestamp,
+    ) -> Result<Value> {
+        let url = self.endpoint(issuer, "token_endpoint", now).await?;
+        let answer = self.fetch.post(&url, issuer.ca.as_deref(), client, form).await?;
+        serde_json::from_slice(&answer)
+            .map_err(|_| Error::unavailable(format!("{url}: its answer is no JSON")))
+    }
+
+    async fn discover(&self, issuer: &Issuer) -> Result<Value> {
+        let base = issuer.url.trim_end_matches('/');
+        let place = format!("{base}/.well-known/openid-configuration");
+        let document = self.fetch.get(&place, issuer.ca.as_deref()).await?;
+        let document: Value = serde_json::from_slice(&document).map_err(Error::internal)?;
+        if document.get("issuer").and_then(Value::as_str) != Some(&issuer.url) {
+            return Err(Error::unavailable("its discovery document is of another issuer"));
+        }
+        Ok(document)
+    }
+
+    async fn keys(&self, issuer: &Issuer, kid: Option<&str>, now: Timestamp) -> Result<KeySet> {
+        let cell = self.cell(issuer);
         // One question at a time; who waits finds the answer.
         let mut held = cell.lock().await;
         let age = |at: Timestamp| now.as_secs() - at.as_secs();
@@ -241,13 +356,7 @@ impl Issuers {
         let jwks = match &issuer.jwks_uri {
             Some(uri) => uri.clone(),
             None => {
-                let base = issuer.url.trim_end_matches('/');
-                let document =
-                    self.fetch.get(&format!("{base}/.well-known/openid-configuration"), ca).await?;
-                let document: Value = serde_json::from_slice(&document).map_err(Error::internal)?;
-                if document.get("issuer").and_then(Value::as_str) != Some(&issuer.url) {
-                    return Err(Error::unavailable("its discovery document is of another issuer"));
-                }
+                let document = self.discover(issuer).await?;
                 let uri = document.get("jwks_uri").and_then(Value::as_str);
                 uri.ok_or_else(|| Error::unavailable("its discovery document names no keys"))?.to_owned()
             }
@@ -275,6 +384,16 @@ mod tests {
 
     #[async_trait]
     impl Fetch for Fake {
+        async fn post(
+            &self,
+            _: &str,
+            _: Option<&str>,
+            _: Option<(&str, &str)>,
+            _: &[(&str, &str)],
+        ) -> Result<Bytes> {
+            Err(Error::unavailable("nobody posts here"))
+        }
+
         async fn get(&self, url: &str, _: Option<&str>) -> Result<Bytes> {
             if url == "https://i/.well-known/openid-configuration" {
                 return Ok(json!({"issuer": "https://i", "jwks_uri": "https://i/keys"}).to_string().into());

@@ -26,6 +26,10 @@ pub struct Operator {
     pub audit_days: i64,
     /// How tokens are made: `fernet` or `jws`.
     pub token_provider: TokenProvider,
+    /// Days after which the keys of stored secrets turn over; 0 = never by themselves.
+    pub credential_key_days: i64,
+    /// Where a console takes tokens of users who come by an identity provider, e.g. `https://console/auth/websso/`.
+    pub trusted_dashboards: Vec<String>,
 }
 
 impl Default for Operator {
@@ -36,6 +40,8 @@ impl Default for Operator {
             max_redelegation_count: 3,
             audit_days: 90,
             token_provider: TokenProvider::Fernet,
+            credential_key_days: 0,
+            trusted_dashboards: Vec::new(),
         }
     }
 }

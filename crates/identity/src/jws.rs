@@ -28,8 +28,8 @@ use crate::logic::payload::{self, Federated, Payload, PayloadScope};
 const LONGEST: usize = 8 * 1024;
 /// The file that signs.
 const PRIVATE: &str = "private.pem";
-/// Claims of tokens that are bound to something we do not speak; such a token is worth nothing here.
-const BOUND: [&str; 2] = ["openstack_access_token_id", "openstack_thumbprint"];
+/// Claim of tokens that are bound to a client certificate, which we do not speak; such a token is worth nothing here.
+const BOUND: &str = "openstack_thumbprint";
 
 /// What tells that a directory has changed: name, time and size of each file.
 type Print = Vec<(String, i64, u64)>;
@@ -151,6 +151,7 @@ fn claims(payload: &Payload, now: Timestamp) -> Value {
     }
     put("openstack_trust_id", payload.trust_id.as_ref().map(|t| json!(t)));
     put("openstack_app_cred_id", payload.application_credential_id.as_ref().map(|a| json!(a)));
+    put("openstack_access_token_id", payload.access_token_id.as_ref().map(|a| json!(a)));
     let by = payload.federated.as_ref();
     put("openstack_group_ids", by.map(|by| json!(by.group_ids)));
     put("openstack_idp_id", by.map(|by| json!(by.idp_id)));
@@ -179,7 +180,7 @@ fn number(claims: &Claims, name: &str) -> Option<Option<u64>> {
 }
 
 fn payload_of(claims: &Claims) -> Option<Payload> {
-    if BOUND.iter().any(|name| claims.get(*name).is_some_and(|v| !v.is_null())) {
+    if claims.get(BOUND).is_some_and(|v| !v.is_null()) {
         return None;
     }
     let scopes = ["openstack_system", "openstack_domain_id", "openstack_project_id"];
@@ -220,6 +221,7 @@ fn payload_of(claims: &Claims) -> Option<Payload> {
         audit_ids,
         application_credential_id: text(claims, "openstack_app_cred_id")?,
         trust_id: text(claims, "openstack_trust_id")?,
+        access_token_id: text(claims, "openstack_access_token_id")?,
         federated,
         issued_micros: match micros {
             Some(micros) if micros >= 1_000_000 => return None,
@@ -334,6 +336,7 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAELtHqgMz2y42AroJLeERiO8uyIQGE
             audit_ids: vec!["wXmFFZ0uQnaLgYtYDRUWxw".into()],
             application_credential_id: None,
             trust_id: None,
+            access_token_id: None,
             federated: None,
             issued_micros: Some(7),
             generation: Some(3),
@@ -371,6 +374,7 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAELtHqgMz2y42AroJLeERiO8uyIQGE
                 application_credential_id: Some("a".into()),
                 ..scoped(PayloadScope::Project("p".into()))
             },
+            Payload { access_token_id: Some("a".into()), ..scoped(PayloadScope::Project("p".into())) },
         ] {
             let token = jws.seal(&payload, NOW).unwrap();
             assert_eq!(jws.open_token(&token, NOW), Some((payload, NOW.as_secs())));
@@ -379,7 +383,7 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAELtHqgMz2y42AroJLeERiO8uyIQGE
         assert!(payload_of(good.as_object().unwrap()).is_some());
         for (name, value) in [
             ("openstack_thumbprint", json!("x")),
-            ("openstack_access_token_id", json!("x")),
+            ("openstack_access_token_id", json!(1)),
             ("openstack_system", json!("all")),
             ("openstack_domain_id", json!("d")),
             ("openstack_project_id", json!(1)),

@@ -146,6 +146,23 @@ impl Keys {
         })
     }
 
+    /// What was sealed at rest, sealed anew with the primary key; the inner `None`: it is so already. The outer `None`: no
+    /// key fits.
+    pub fn renew(&self, sealed: &str, now: Timestamp) -> Option<Option<String>> {
+        let seconds = u64::try_from(now.as_secs()).unwrap_or(0).saturating_add(86_400 * 3650);
+        if self.ring.read().primary.decrypt_at_time(sealed, None, seconds).is_ok() {
+            return Some(None);
+        }
+        let plain = self.open_at_rest(sealed, now)?;
+        Some(Some(self.seal_at_rest(&plain, now)))
+    }
+
+    /// The number of the primary key, after a look at the directory.
+    pub fn primary(&self, now: Timestamp) -> u64 {
+        self.look(now, 0);
+        self.ring.read().names.first().copied().unwrap_or(0)
+    }
+
     /// Numbers of the keys, the primary first, then falling to the staged key.
     pub fn numbers(&self) -> Vec<u64> {
         self.ring.read().names.clone()
@@ -183,14 +200,30 @@ impl Keys {
     /// # Errors
     /// `Conflict` where another server rotates now; `Internal` where files cannot be written.
     pub fn rotate(&self) -> Result<()> {
+        self.rotate_from(None).map(drop)
+    }
+
+    /// As [`Keys::rotate`], if the primary is still the one of this number; whether it was.
+    ///
+    /// # Errors
+    /// As [`Keys::rotate`].
+    pub fn rotate_from(&self, expected: Option<u64>) -> Result<bool> {
+        let other = |now: Option<u64>| expected.is_some() && expected != now;
         let fresh_ring = match &self.repository {
             Repository::Directory(path) => {
                 let _lock = Lock::take(path)?;
+                let held = fingerprint(path).map_err(Error::internal)?;
+                if other(held.last().map(|(n, _, _)| *n)) {
+                    return Ok(false);
+                }
                 rotate(path, self.max_active, &|| Ok(fresh(&self.entropy)))?;
                 load(path)?
             }
             Repository::Memory => {
                 let mut keys = self.memory.lock();
+                if other(keys.last().map(|(n, _)| *n)) {
+                    return Ok(false);
+                }
                 let next = keys.iter().map(|(n, _)| *n).max().unwrap_or(0) + 1;
                 if let Some(staged) = keys.iter_mut().find(|(n, _)| *n == 0) {
                     staged.0 = next;
@@ -204,7 +237,19 @@ impl Keys {
             }
         };
         *self.ring.write() = Arc::new(fresh_ring);
-        Ok(())
+        Ok(true)
+    }
+
+    /// Whether the primary has been primary for `interval` seconds.
+    pub fn due(&self, now: Timestamp, interval: i64) -> bool {
+        if matches!(self.repository, Repository::Memory) {
+            return false;
+        }
+        self.look(now, 0);
+        let ring = self.ring.read().clone();
+        // The file was renamed, not written, when it became primary, so the staged key's age is the primary's reign.
+        let staged = ring.fingerprint.iter().find(|(n, _, _)| *n == 0);
+        staged.is_some_and(|(_, at, _)| now.0 - at >= interval.saturating_mul(1_000_000))
     }
 
     /// Rotates if the primary has been primary for `interval` seconds; whether it did. Several servers may ask at once.
@@ -212,16 +257,7 @@ impl Keys {
     /// # Errors
     /// As [`Keys::rotate`], except that another server's rotation is no error.
     pub fn rotate_if_due(&self, now: Timestamp, interval: i64) -> Result<bool> {
-        if matches!(self.repository, Repository::Memory) {
-            return Ok(false);
-        }
-        self.look(now, 0);
-        let ring = self.ring.read().clone();
-        // The file was renamed, not written, when it became primary, so the staged key's age is the primary's reign.
-        let Some((_, staged_at, _)) = ring.fingerprint.iter().find(|(n, _, _)| *n == 0) else {
-            return Ok(false);
-        };
-        if now.0 - staged_at < interval.saturating_mul(1_000_000) {
+        if !self.due(now, interval) {
             return Ok(false);
         }
         match self.rotate() {

@@ -23,6 +23,7 @@ mod keys;
 mod logic;
 mod login;
 mod model;
+mod oauth1;
 mod oidc;
 mod password;
 mod revocations;

@@ -14,9 +14,11 @@ use store::{Query, Tx};
 use crate::compliance;
 use crate::directory;
 use crate::logic::body::{Kind, check, invalid, missing, wrong_type};
+use crate::logic::oauth1::Signed;
 use crate::logic::payload::{Federated, PayloadScope, method};
 use crate::logic::totp;
 use crate::model::{ApplicationCredential, Credential, Domain, LoginRecord, Place, Project, Trust, User};
+use crate::oauth1;
 use crate::password::{digest, same_digest};
 use crate::state::State;
 use crate::tokens::{Order, Validated};
@@ -44,6 +46,7 @@ enum Method {
     Token(String),
     Totp { user: Ref, passcode: String },
     ApplicationCredential { id: Option<String>, name: Option<(String, Ref)>, secret: String },
+    OAuth1,
 }
 
 #[derive(Debug, Clone)]
@@ -57,7 +60,7 @@ enum Wanted {
 }
 
 /// Methods of this cloud; `enough` and the schema know no others.
-const METHODS: [&str; 4] = ["password", "token", "application_credential", "totp"];
+const METHODS: [&str; 5] = ["password", "token", "application_credential", "totp", "oauth1"];
 
 /// What the methods proved.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +70,7 @@ struct Proof {
     expires_at: Option<Timestamp>,
     parent_audit_id: Option<String>,
     application_credential: Option<(ApplicationCredentialId, ProjectId)>,
+    access_token: Option<(String, ProjectId)>,
     federated: Option<Federated>,
     from_system: bool,
 }
@@ -93,18 +97,31 @@ impl Login {
     }
 }
 
-/// Answers the body of a token request. `from` is the caller's address, if known: too many failures from one address are
-/// answered 429 for a while. `receipt` is what an earlier login gave that was not enough.
+/// What a login may bring beside its body.
+#[derive(Debug, Clone, Default)]
+pub struct Beside {
+    /// The caller's address, if known: too many failures from one address are answered 429 for a while.
+    pub from: Option<IpAddr>,
+    /// What an earlier login gave that was not enough.
+    pub receipt: Option<String>,
+    /// The request's OAuth 1.0a signature, for the method `oauth1`.
+    pub signed: Option<Signed>,
+}
+
+impl Beside {
+    /// Nothing but where it comes from.
+    pub fn from(from: Option<IpAddr>) -> Self {
+        Beside { from, ..Beside::default() }
+    }
+}
+
+/// Answers the body of a token request.
 ///
 /// # Errors
 /// `BadRequest` for a malformed body, `Unauthenticated` for wrong credentials, `NotFound` for a token that is none,
 /// `TooManyRequests`.
-pub async fn login(
-    state: &State,
-    body: &Value,
-    from: Option<IpAddr>,
-    receipt: Option<&str>,
-) -> Result<Login> {
+pub async fn login(state: &State, body: &Value, beside: &Beside) -> Result<Login> {
+    let from = beside.from;
     let auth = body.get("auth").ok_or_else(|| missing("auth"))?;
     let auth = object(auth, "auth")?;
     let methods = methods_of(auth)?;
@@ -116,13 +133,13 @@ pub async fn login(
         ));
     }
     let mut proof = Proof::default();
-    if let Some(receipt) = receipt {
+    if let Some(receipt) = &beside.receipt {
         receipts::take(state, receipt, &mut proof).await?;
     }
     for method in methods {
         let whom = method.whom();
         state.throttle.admit(from, &whom, state.clock.now())?;
-        let proved = prove(state, method, &mut proof).await;
+        let proved = prove(state, method, beside, &mut proof).await;
         if let Err(error) = &proved
             && error.kind() == base::Kind::Unauthenticated
         {
@@ -134,6 +151,10 @@ pub async fn login(
     let (of, passed) = (user_id.clone(), proof.methods.clone());
     let rules = state.store.read(move |tx| lacking(tx, &of, &passed)).await?;
     if let Some(rules) = rules {
+        // A receipt does not keep what a delegation is limited to.
+        if proof.limits() > 0 {
+            return Err(unauthorized());
+        }
         return receipts::give(state, user_id, &proof, rules).await;
     }
     if proof.from_system && matches!(wanted, Wanted::Project(_) | Wanted::Domain(_)) {
@@ -141,12 +162,17 @@ pub async fn login(
             "Using a system-scoped token to create a project-scoped or domain-scoped token is not allowed.",
         ));
     }
+    if proof.limits() + usize::from(matches!(wanted, Wanted::Trust(_))) > 1 {
+        return Err(forbidden("Only one delegation at a time can be used."));
+    }
     let trust = match &wanted {
         Wanted::Trust(id) => Some(trust_of(state, id, &user_id).await?),
         _ => None,
     };
-    let scope = match (&proof.application_credential, &trust) {
-        (Some((_, project)), _) => PayloadScope::Project(project.as_str().to_owned()),
+    let by_credential = proof.application_credential.as_ref().map(|(_, project)| project);
+    let bound = by_credential.or(proof.access_token.as_ref().map(|(_, project)| project));
+    let scope = match (bound, &trust) {
+        (Some(project), _) => PayloadScope::Project(project.as_str().to_owned()),
         (None, Some((trust, _))) => {
             let project = trust.project_id.as_ref().ok_or_else(unauthorized)?;
             PayloadScope::Project(project.as_str().to_owned())
@@ -164,6 +190,7 @@ pub async fn login(
         parent_audit_id: proof.parent_audit_id,
         application_credential_id: proof.application_credential.map(|(id, _)| id),
         trust_id: trust.as_ref().map(|(trust, _)| trust.id.clone()),
+        access_token_id: proof.access_token.map(|(id, _)| id),
         federated: proof.federated,
         generation: generation + trust.as_ref().map_or(0, |(_, trustor)| *trustor),
     };
@@ -286,6 +313,8 @@ fn methods_of(auth: &Map<String, Value>) -> Result<Vec<Method>> {
                 check(&format!("{path}/id"), Kind::Secret, false, id)?;
                 Method::Token(id.as_str().unwrap_or_default().to_owned())
             }
+            // All it says is in the request's headers.
+            "oauth1" => Method::OAuth1,
             _ => credential_of(data, &path)?,
         };
         if wanted {
@@ -464,13 +493,21 @@ impl Method {
         match self {
             Method::Password { user, .. } | Method::Totp { user, .. } => of(user),
             Method::ApplicationCredential { name: Some((_, user)), .. } => of(user),
-            Method::ApplicationCredential { .. } | Method::Token(_) => String::new(),
+            Method::ApplicationCredential { .. } | Method::Token(_) | Method::OAuth1 => String::new(),
         }
     }
 }
 
-async fn prove(state: &State, one: Method, proof: &mut Proof) -> Result<()> {
+async fn prove(state: &State, one: Method, beside: &Beside, proof: &mut Proof) -> Result<()> {
     match one {
+        Method::OAuth1 => {
+            let signed = beside.signed.as_ref().ok_or_else(|| missing("oauth_token"))?;
+            let (user, token) = oauth1::prove(state, signed).await?;
+            proof.is(user.id, user.token_generation)?;
+            proof.by("oauth1");
+            proof.ends(token.expires_at);
+            proof.access_token = Some((token.id, token.project_id));
+        }
         Method::Password { user, password } => prove_by_password(state, user, &password, proof).await?,
         Method::Totp { user, passcode } => prove_by_totp(state, user, &passcode, proof).await?,
         Method::Token(token) => prove_by_token(state, &token, proof).await?,
@@ -613,6 +650,11 @@ async fn prove_by_token(state: &State, token: &str, proof: &mut Proof) -> Result
 }
 
 impl Proof {
+    /// How many delegations were proved; a token has room for one.
+    fn limits(&self) -> usize {
+        usize::from(self.application_credential.is_some()) + usize::from(self.access_token.is_some())
+    }
+
     fn is(&mut self, user: UserId, generation: u64) -> Result<()> {
         match &self.user {
             Some((other, _)) if *other != user => Err(unauthorized()),

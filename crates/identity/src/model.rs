@@ -469,4 +469,16 @@ pub const MIGRATIONS: &[Migration] = &[
         // For the index by domain in the order of lists.
         &[Step::table::<Project>(), Step::table::<User>(), Step::table::<Group>()],
     ),
+    Migration::new(
+        5,
+        "OAuth 1.0a, and this cloud as a client",
+        &[
+            Step::table::<RequestToken>(),
+            Step::table::<AccessToken>(),
+            Step::table::<SpentNonce>(),
+            // For their new fields.
+            Step::table::<RevocationEvent>(),
+            Step::table::<crate::federation::model::IdentityProvider>(),
+        ],
+    ),
 ];

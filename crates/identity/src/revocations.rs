@@ -20,6 +20,10 @@ pub enum Of<'a> {
     Trust(&'a str),
     /// Those with a role.
     Role(&'a RoleId),
+    /// Those got by an OAuth 1.0a access token.
+    AccessToken(&'a str),
+    /// Those got by any access token of a consumer.
+    Consumer(&'a str),
 }
 
 /// Notes a revocation in the transaction that makes it.
@@ -37,6 +41,8 @@ pub fn note(tx: &mut Tx<'_>, of: Of<'_>) -> Result<()> {
         audit_id: None,
         trust_id: None,
         role_id: None,
+        access_token_id: None,
+        consumer_id: None,
         issued_before: now,
         revoked_at: now,
     };
@@ -64,6 +70,14 @@ pub fn note(tx: &mut Tx<'_>, of: Of<'_>) -> Result<()> {
         Of::Role(id) => {
             event.role_id = Some(id.clone());
             ("role", id.as_str())
+        }
+        Of::AccessToken(id) => {
+            event.access_token_id = Some(id.to_owned());
+            ("access token", id)
+        }
+        Of::Consumer(id) => {
+            event.consumer_id = Some(id.to_owned());
+            ("consumer", id)
         }
     };
     // One event for each thing: a later one covers the earlier.

@@ -1,6 +1,7 @@
 //! The service's state: what every handler can reach.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ::api::{Dialect, Policy, Service, Settings, dialect};
@@ -122,7 +123,9 @@ pub struct State {
     pub(crate) entropy: Entropy,
     pub(crate) passwords: Passwords,
     pub(crate) tokens: Arc<Tokens>,
-    pub(crate) credential_keys: Keys,
+    pub(crate) credential_keys: Arc<Keys>,
+    /// The number of the credential key that every secret was found sealed with; 0 = not looked yet.
+    pub(crate) sealed_with: AtomicU64,
     pub(crate) throttle: Throttle,
     pub(crate) trail: Arc<Trail>,
     pub(crate) password_pattern: Option<Regex>,
@@ -160,7 +163,7 @@ impl State {
         let passwords = Passwords::new(config.bcrypt_cost, config.password_parallel)?;
         let beside = || config.keys.beside("credential-keys");
         let at_rest = config.credential_keys.clone().unwrap_or_else(beside);
-        let credential_keys = Keys::open(at_rest, 3, entropy.clone())?;
+        let credential_keys = Arc::new(Keys::open(at_rest, 3, entropy.clone())?);
         let password_pattern = config.operator.security_compliance.pattern()?;
         let throttle = Throttle::default();
         let trail = Arc::new(Trail::new(store.clone(), entropy.clone()));
@@ -176,6 +179,7 @@ impl State {
             passwords,
             tokens,
             credential_keys,
+            sealed_with: AtomicU64::new(0),
             throttle,
             trail,
             password_pattern,
@@ -241,6 +245,7 @@ impl State {
         if rotated.await.map_err(base::Error::internal)?? {
             tracing::info!(keys = ?self.key_numbers(), "token keys rotated");
         }
+        self.keep_secrets().await?;
         // Half an hour more, as Keystone's buffer, for clocks that differ.
         let kept = self.config.token_lifetime + self.config.allow_expired_window + 1800;
         self.trail.flush().await?;
@@ -249,6 +254,7 @@ impl State {
             tracing::info!("signing keys rotated");
         }
         self.write(crate::oidc::grants::forget).await?;
+        self.write(crate::oauth1::forget).await?;
         let over = self
             .write(move |tx| {
                 let ended = store::Query::new().lt("at", now.plus_secs(-kept_events));

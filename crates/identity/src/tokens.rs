@@ -33,7 +33,8 @@ use crate::logic::access;
 use crate::logic::catalog::fill;
 use crate::logic::payload::{self, Federated, Payload, PayloadScope};
 use crate::model::{
-    ApplicationCredential, Domain, Endpoint, Place, Project, Revocation, RuleOfAccess, Service, Trust, User,
+    AccessToken, ApplicationCredential, Domain, Endpoint, Place, Project, Revocation, RuleOfAccess, Service,
+    Trust, User,
 };
 use crate::revocations;
 use crate::words;
@@ -54,6 +55,8 @@ pub struct Validated {
     pub application_credential: Option<Delegation>,
     /// The trust it was got by.
     pub trust: Option<ByTrust>,
+    /// The OAuth 1.0a access token it was got with.
+    pub access_token: Option<ByAccessToken>,
     /// The identity provider it came through, and the groups claimed now.
     pub federated: Option<Federated>,
     catalog: Arc<Catalog>,
@@ -82,6 +85,15 @@ pub struct ByTrust {
     pub trustee: UserId,
     /// Whether the token names the trustor as its user.
     pub impersonation: bool,
+}
+
+/// Which program acts for a user by OAuth 1.0a.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByAccessToken {
+    /// The access token.
+    pub id: String,
+    /// The program.
+    pub consumer_id: String,
 }
 
 /// What an application credential limits a token to.
@@ -114,6 +126,8 @@ pub struct Order {
     pub application_credential_id: Option<ApplicationCredentialId>,
     /// The trust that is used.
     pub trust_id: Option<String>,
+    /// The OAuth 1.0a access token that was proved.
+    pub access_token_id: Option<String>,
     /// The identity provider the user came through.
     pub federated: Option<Federated>,
     /// The generation under which the user was authenticated: a password changed since then makes no token. With a trust,
@@ -132,6 +146,7 @@ impl Order {
             parent_audit_id: None,
             application_credential_id: None,
             trust_id: None,
+            access_token_id: None,
             federated: None,
             generation,
         }
@@ -182,6 +197,7 @@ struct Facts {
     roles: Vec<(RoleId, String)>,
     application_credential: Option<Delegation>,
     trust: Option<ByTrust>,
+    access_token: Option<ByAccessToken>,
     visible: Option<BTreeSet<EndpointId>>,
     users: Vec<UserId>,
     good_until: Option<Timestamp>,
@@ -319,6 +335,7 @@ impl Tokens {
             audit_ids,
             application_credential_id: order.application_credential_id.map(|a| a.as_str().to_owned()),
             trust_id: order.trust_id,
+            access_token_id: order.access_token_id,
             federated: order.federated,
             issued_micros: Some(micros),
             generation: Some(order.generation),
@@ -407,6 +424,7 @@ impl Tokens {
             audit_ids: payload.audit_ids.clone(),
             application_credential: facts.application_credential,
             trust: facts.trust,
+            access_token: facts.access_token,
             federated: facts.federated,
             catalog,
             visible: facts.visible,
@@ -553,6 +571,23 @@ fn facts(
         let ApplicationCredential { id, name, unrestricted, access_rules, .. } = found;
         application_credential = Some(Delegation { id, name, unrestricted, access_rules });
     }
+    let mut access_token = None;
+    if let Some(id) = &payload.access_token_id {
+        // Two limits at once have no form; whoever made such a token is not believed.
+        if trusted.is_some() || application_credential.is_some() {
+            return Ok(None);
+        }
+        let Some(found) = tx.get::<AccessToken>(id)? else { return Ok(None) };
+        let here = named_project(&scope) == Some(&found.project_id);
+        if found.authorizing_user_id != user.id || !here || found.expires_at.is_some_and(|e| e <= now) {
+            return Ok(None);
+        }
+        // As in Keystone: those given that the user still has.
+        let given = directory::expand(tx, &found.roles.iter().cloned().collect())?;
+        roles.retain(|(id, _)| given.iter().any(|r| r.id == *id));
+        good_until = found.expires_at;
+        access_token = Some(ByAccessToken { id: found.id, consumer_id: found.consumer_id });
+    }
     if roles.is_empty() && scope != Scope::Unscoped {
         return Ok(None);
     }
@@ -566,6 +601,7 @@ fn facts(
         roles,
         application_credential,
         trust,
+        access_token,
         federated,
         visible,
         users,
@@ -716,12 +752,16 @@ impl Validated {
                 }),
             );
         }
+        if let Some(by) = &self.access_token {
+            put("OS-OAUTH1", json!({"access_token_id": by.id, "consumer_id": by.consumer_id}));
+        }
         json!({"token": token})
     }
 
-    /// Whether the token was got by a trust or an application credential: it acts for a user in one project only.
+    /// Whether the token was got by a trust, an application credential or an OAuth 1.0a access token: it acts for a user in
+    /// one project only.
     pub fn delegated(&self) -> bool {
-        self.trust.is_some() || self.application_credential.is_some()
+        self.trust.is_some() || self.application_credential.is_some() || self.access_token.is_some()
     }
 }
 

@@ -64,6 +64,10 @@ missing! {
     /// 404.
     no_consumer "Consumer",
     /// 404.
+    no_request_token "Request Token",
+    /// 404.
+    no_access_token "Access Token",
+    /// 404.
     no_endpoint_group "Endpoint Group",
 }
 

@@ -42,6 +42,10 @@ impl Api {
         Api { url: url.to_owned(), ..self.clone() }
     }
 
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
         let method = method.parse().unwrap();
         let mut request = self

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use crate::api::{Answer, Api, until};
@@ -221,6 +223,40 @@ async fn a_backup_under_load_is_the_cloud() {
     restored(&to_key, ["--identity", &key], "", &before).await;
     let words = file("passphrase");
     restored(&to_words, ["--passphrase-file", words.to_str().unwrap()], &database.url(), &before).await;
+}
+
+/// The keys of signed tokens and those of stored secrets are in a backup: what was signed and sealed before is good after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signed_tokens_and_sealed_secrets_outlive_a_restore() {
+    const SIGNED: &str = "\n[identity]\ntoken_provider = \"jws\"\n";
+    let signed = |world: &World| {
+        let file = config(world, "");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text + SIGNED).unwrap();
+        file
+    };
+    let world = World::empty();
+    up(&world, &signed(&world));
+    let api = world.login("demo").await;
+    let claims = URL_SAFE_NO_PAD.decode(api.token().split('.').nth(1).unwrap()).unwrap();
+    let user = serde_json::from_slice::<Value>(&claims).unwrap()["sub"].clone();
+    let secret = json!({"credential": {"type": "cert", "blob": "what is sealed", "user_id": user}});
+    let made = api.make("/identity/v3/credentials", secret).await;
+    let path = format!("/identity/v3/credentials/{}", made["credential"]["id"].as_str().unwrap());
+    let backups = tempfile::tempdir().unwrap();
+    let backup = backups.path().join("backup");
+    let backup = backup.to_str().unwrap();
+    world.allod(&["backup", "--output", backup, "--unencrypted"]);
+    world.allod(&["down"]);
+    let restored = World::empty();
+    let file = signed(&restored);
+    restored.allod(&["restore", "--input", backup, "--config", &file]);
+    for keys in ["jws-private-keys/private.pem", "credential-keys/1"] {
+        assert_eq!(world.read(keys), restored.read(keys));
+    }
+    up(&restored, &file);
+    let same = api.at(&restored.url());
+    assert_eq!(same.get(&path).await["credential"]["blob"], "what is sealed");
 }
 
 /// A cloud of the version before: `allod up --sim-hosts 2`, what `furnish` makes, `allod backup`.

@@ -131,8 +131,8 @@ fn unusable(detail: &str) -> Error {
 /// A token of a restricted credential must not manage credentials.
 async fn unrestricted<T>(cx: &Cx, req: &Request<T>) -> Result<()> {
     let valid = cx.caller(req).await?;
-    if valid.trust.is_some() {
-        // It would outlive the trust.
+    if valid.trust.is_some() || valid.access_token.is_some() {
+        // It would outlive the delegation.
         return Err(Error::forbidden(
             "Cannot manage application credentials with a token issued via delegation.",
         ));

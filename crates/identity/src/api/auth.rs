@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Cx, domains, enforce, listed, projects};
 use crate::audit::authentication;
 use crate::directory;
-use crate::login::{Login, claimed, login};
+use crate::login::{Beside, Login, claimed, login};
 use crate::model::Place;
 use crate::state::State;
 use crate::tokens::Validated;
@@ -45,6 +45,7 @@ impl JsonSchema for Credentials {
                 "methods": {"type": "array", "items": {"type": "string"}, "minItems": 1},
                 "password": {"type": "object", "required": ["user"], "properties": {"user": user}},
                 "token": {"type": "object", "required": ["id"], "properties": {"id": text}},
+                "oauth1": {"type": "object"},
                 "totp": {"type": "object", "required": ["user"], "properties": {"user": coded}},
                 "application_credential": {
                     "type": "object", "required": ["secret"],
@@ -87,8 +88,12 @@ fn body_of(valid: &Validated, with_catalog: bool, token: &str) -> Reply {
 
 async fn issue(cx: Cx, req: Request<Credentials>) -> Result<Reply> {
     let with_catalog = !req.query_pairs().has("nocatalog");
-    let receipt = req.header("openstack-auth-receipt").map(str::to_owned);
-    let made = login(cx.state(), &req.body.0, req.peer(), receipt.as_deref()).await;
+    let beside = Beside {
+        from: req.peer(),
+        receipt: req.header("openstack-auth-receipt").map(str::to_owned),
+        signed: super::oauth1::signed(&cx, &req),
+    };
+    let made = login(cx.state(), &req.body.0, &beside).await;
     let claimed = claimed(&req.body.0);
     match &made {
         Ok(Login::Token(_, valid)) => authentication(&cx, req.peer(), claimed, Ok(valid)),

@@ -155,6 +155,9 @@ fn bind(map: &mut Map<String, Value>, valid: &Validated) {
     if let Some(credential) = &valid.application_credential {
         map.insert("app_cred_id".into(), json!(credential.id));
     }
+    if let Some(by) = &valid.access_token {
+        map.insert("access_token_id".into(), json!(by.id));
+    }
 }
 
 async fn create(cx: Cx, req: Request<Doc<CredentialCreate>>) -> Result<Reply> {

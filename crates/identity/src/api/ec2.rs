@@ -178,6 +178,7 @@ async fn authenticate(
     }
     let bound = |key: &str| blob.get(key).and_then(Value::as_str).map(str::to_owned);
     let (trust, by, project) = (bound("trust_id"), bound("app_cred_id"), found.project_id);
+    let access_token_id = bound("access_token_id");
     let owner = found.user_id;
     let (known, of) = (trust.clone(), owner.clone());
     let (user, generation) = cx
@@ -202,6 +203,7 @@ async fn authenticate(
         parent_audit_id: None,
         application_credential_id: by.map(ApplicationCredentialId::new),
         trust_id: trust,
+        access_token_id,
         federated: None,
         generation,
     };

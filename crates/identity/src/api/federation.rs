@@ -10,9 +10,10 @@ use store::{Query, Tx};
 use super::{Cx, entity, listed, one};
 use crate::directory;
 use crate::federation::model::{
-    FederatedUser, IdentityProvider, Mapping, Oidc, Protocol, RemoteId, ServiceProvider,
+    FederatedUser, FrontEnd, IdentityProvider, Mapping, Oidc, OidcOwnClient, Protocol, RemoteId,
+    ServiceProvider,
 };
-use crate::federation::{authenticate, no_such};
+use crate::federation::{FRONT_END, authenticate, authenticate_front_end, no_such};
 use crate::logic::body::{Doc, Fields, Kind, invalid, may, may_null, must, shape};
 use crate::model::Domain;
 use crate::state::State;
@@ -29,6 +30,7 @@ shape!(
         may_null("remote_ids", Kind::Texts(255)),
         may_null("domain_id", Kind::Id),
         may_null("oidc", Kind::Object),
+        may_null("front_end", Kind::Object),
     ]
 );
 
@@ -42,6 +44,7 @@ shape!(
         may_null("authorization_ttl", Kind::Int(0, 525_600)),
         may_null("remote_ids", Kind::Texts(255)),
         may_null("oidc", Kind::Object),
+        may_null("front_end", Kind::Object),
     ]
 );
 
@@ -202,7 +205,15 @@ fn idp_wire(cx: &Cx, idp: &IdentityProvider) -> Value {
         "remote_ids": idp.remote_ids, "authorization_ttl": idp.authorization_ttl,
     });
     if let (Some(oidc), Some(map)) = (&idp.oidc, wire.as_object_mut()) {
-        map.insert("oidc".into(), json!(oidc));
+        let mut shown = json!({"issuer": oidc.issuer, "audiences": oidc.audiences, "jwks_uri": oidc.jwks_uri, "ca": oidc.ca});
+        if let Some(client) = &oidc.client {
+            shown["client_id"] = json!(client.id);
+            shown["scope"] = json!(client.scope);
+        }
+        map.insert("oidc".into(), shown);
+    }
+    if let (Some(front), Some(map)) = (&idp.front_end, wire.as_object_mut()) {
+        map.insert("front_end".into(), json!({"attributes": front.attributes}));
     }
     let mut wire = entity(cx, &path, wire, &Map::new());
     if let Some(links) = wire.get_mut("links").and_then(Value::as_object_mut) {
@@ -227,11 +238,13 @@ fn need_idp(tx: &mut Tx<'_>, id: &str) -> Result<IdentityProvider> {
     tx.get::<IdentityProvider>(&id.to_owned())?.ok_or_else(|| no_such("Identity Provider", id))
 }
 
-/// How tokens are verified, checked: `{"issuer", "audiences", "jwks_uri", "ca"}`.
-fn read_oidc(map: &Map<String, Value>) -> Result<Oidc> {
+/// What an identity provider's `oidc` may say.
+const OIDC: [&str; 7] = ["issuer", "audiences", "jwks_uri", "ca", "client_id", "client_secret", "scope"];
+
+/// How tokens are verified, checked; `seal` keeps our secret there.
+fn read_oidc(map: &Map<String, Value>, seal: &dyn Fn(&str) -> String) -> Result<Oidc> {
     const PATH: &str = "identity_provider/oidc";
-    if let Some(other) = map.keys().find(|k| !["issuer", "audiences", "jwks_uri", "ca"].contains(&k.as_str()))
-    {
+    if let Some(other) = map.keys().find(|k| !OIDC.contains(&k.as_str())) {
         let other: String = other.chars().filter(|c| !c.is_control()).take(64).collect();
         return Err(invalid(
             PATH,
@@ -267,11 +280,48 @@ fn read_oidc(map: &Map<String, Value>) -> Result<Oidc> {
     if let Some(pem) = &ca {
         check_ca(pem).map_err(|e| invalid(&format!("{PATH}/ca"), e.public()))?;
     }
-    Ok(Oidc { issuer, audiences, jwks_uri, ca })
+    let client = match (text("client_id")?, text("client_secret")?, text("scope")?) {
+        (None, None, None) => None,
+        (None, ..) => return Err(invalid(PATH, "'client_id' is a required property of a client")),
+        (Some(id), ..) if id.is_empty() || id.len() > 255 => {
+            return Err(invalid(&format!("{PATH}/client_id"), "it must be a text of 1 to 255 characters"));
+        }
+        (Some(id), secret, scope) => {
+            let scope = scope.unwrap_or_else(|| "openid profile email".to_owned());
+            if !scope.split(' ').any(|s| s == "openid") || scope.len() > 255 {
+                return Err(invalid(&format!("{PATH}/scope"), "it must name 'openid'"));
+            }
+            Some(OidcOwnClient { id, sealed: secret.map(|s| seal(&s)), scope })
+        }
+    };
+    Ok(Oidc { issuer, audiences, jwks_uri, ca, client })
+}
+
+/// Which web server speaks for an identity provider, checked: `{"secret", "attributes"}`.
+fn read_front_end(map: &Map<String, Value>, seal: &dyn Fn(&str) -> String) -> Result<FrontEnd> {
+    const PATH: &str = "identity_provider/front_end";
+    if map.keys().any(|k| !["secret", "attributes"].contains(&k.as_str())) {
+        return Err(invalid(PATH, "Additional properties are not allowed"));
+    }
+    let secret = map.get("secret").and_then(Value::as_str).filter(|s| (32..=255).contains(&s.len()));
+    let secret = secret.filter(|s| s.bytes().all(|b| b.is_ascii_graphic())).ok_or_else(|| {
+        invalid(&format!("{PATH}/secret"), "it must be 32 to 255 visible characters of ASCII")
+    })?;
+    let is_name = |name: &&str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (1..=64).contains(&name.len()) && name.bytes().all(plain)
+    };
+    let given = map.get("attributes").and_then(Value::as_array).filter(|a| (1..=64).contains(&a.len()));
+    let names: Option<Vec<String>> =
+        given.and_then(|items| items.iter().map(|a| a.as_str().filter(is_name).map(str::to_owned)).collect());
+    let attributes = names.ok_or_else(|| {
+        invalid(&format!("{PATH}/attributes"), "it must be a list of 1 to 64 names of headers")
+    })?;
+    Ok(FrontEnd { sealed: seal(secret), attributes })
 }
 
 /// Takes over what was sent.
-fn change_idp(idp: &mut IdentityProvider, fields: &mut Fields) -> Result<()> {
+fn change_idp(idp: &mut IdentityProvider, fields: &mut Fields, seal: &dyn Fn(&str) -> String) -> Result<()> {
     if let Some(flag) = fields.flag("enabled") {
         idp.enabled = flag;
     }
@@ -285,7 +335,10 @@ fn change_idp(idp: &mut IdentityProvider, fields: &mut Fields) -> Result<()> {
         idp.remote_ids = fields.tags("remote_ids").unwrap_or_default();
     }
     if fields.has("oidc") {
-        idp.oidc = fields.object("oidc").map(|map| read_oidc(&map)).transpose()?;
+        idp.oidc = fields.object("oidc").map(|map| read_oidc(&map, seal)).transpose()?;
+    }
+    if fields.has("front_end") {
+        idp.front_end = fields.object("front_end").map(|map| read_front_end(&map, seal)).transpose()?;
     }
     Ok(())
 }
@@ -315,8 +368,9 @@ async fn create_idp(cx: Cx, req: Request<Doc<IdpCreate>>) -> Result<Reply> {
         remote_ids: Vec::new(),
         authorization_ttl: None,
         oidc: None,
+        front_end: None,
     };
-    change_idp(&mut idp, &mut fields)?;
+    change_idp(&mut idp, &mut fields, &|text| cx.seal_secret(text))?;
     let made = cx
         .write(move |tx| {
             let mut idp = idp.clone();
@@ -357,10 +411,11 @@ fn own_domain(id: &DomainId, idp: &str) -> Domain {
 async fn update_idp(cx: Cx, req: Request<Doc<IdpUpdate>>) -> Result<Reply> {
     let id = req.param("idp_id").to_owned();
     let fields = req.body.check()?;
+    let own = cx.clone();
     let made = cx
         .write(move |tx| {
             let mut idp = need_idp(tx, &id)?;
-            change_idp(&mut idp, &mut fields.clone())?;
+            change_idp(&mut idp, &mut fields.clone(), &|text| own.seal_secret(text))?;
             tx.update(&mut idp)?;
             keep_remote_ids(tx, &idp)?;
             directory::touch_all(tx)?;
@@ -498,12 +553,16 @@ async fn delete_protocol(cx: Cx, req: Request<()>) -> Result<Reply> {
 
 async fn enter(cx: Cx, req: Request<()>) -> Result<Reply> {
     let header = req.header("authorization").unwrap_or_default();
-    let bearer = match header.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+    let (idp, protocol) = (req.param("idp_id"), req.param("protocol_id"));
+    let made = match header.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
+            authenticate(cx.state(), idp, protocol, token.trim()).await
+        }
+        _ if req.header(FRONT_END).is_some() => {
+            authenticate_front_end(cx.state(), idp, protocol, req.headers()).await
+        }
         _ => return Err(unauthorized()),
     };
-    let (idp, protocol) = (req.param("idp_id"), req.param("protocol_id"));
-    let made = authenticate(cx.state(), idp, protocol, bearer).await;
     let by = Some(format!("somebody of {idp}"));
     crate::audit::authentication(&cx, req.peer(), by, made.as_ref().map(|(_, v)| v.as_ref()));
     let (token, valid) = made?;

@@ -25,6 +25,7 @@ mod roles;
 mod rules;
 mod trusts;
 mod users;
+mod websso;
 
 use std::cmp::Reverse;
 
@@ -68,6 +69,7 @@ pub fn ops() -> Vec<Op<State>> {
     ops.extend(oauth2::ops());
     ops.extend(audit_events::ops());
     ops.extend(federation::ops());
+    ops.extend(websso::ops());
     ops.extend(oidc_clients::ops());
     ops.extend(oidc::ops());
     ops.into_iter().map(crate::audit::watched).collect()
@@ -148,7 +150,7 @@ pub(crate) fn listed<T>(
 ) -> Result<Reply> {
     let page = req.page(usize::MAX)?;
     let mut items = items;
-    items.retain(|item| fits(req, filters, item));
+    items.retain(|item| fits(req.query_pairs(), filters, item));
     // The last key first: the sort is stable.
     for (key, direction) in page.sort.iter().rev() {
         items.sort_by_cached_key(|item| {
@@ -175,15 +177,16 @@ pub(crate) fn listed<T>(
 const CHUNK: usize = 2000;
 
 /// [`listed`] of a table that may be large: of `R`, what `query` asks for and `keep` leaves. Where a page is asked for in
-/// the table's own order, which is the usual case, no more is read than it needs.
+/// the table's own order, which is the usual case, no more is read than it needs. All of an answer is read in one
+/// transaction.
 pub(crate) async fn listed_from<R, T>(
     cx: &Cx,
     req: &Request<T>,
     key: &str,
     query: Query,
-    keep: impl Fn(&R) -> bool,
+    keep: impl Fn(&R) -> bool + Send + Sync + 'static,
     wire: fn(&Cx, &R) -> Value,
-    filters: &[&str],
+    filters: &'static [&'static str],
 ) -> Result<Reply>
 where
     R: Resource + Send,
@@ -195,31 +198,45 @@ where
         found.retain(keep);
         return listed(cx, req, key, found.iter().map(|r| wire(cx, r)).collect(), filters);
     }
-    if let Some(marker) = &page.marker {
-        // One that the caller could not see is no marker.
-        let one = query.clone().eq("id", marker);
-        if cx.read(move |tx| tx.count::<R>(&one)).await? == 0 {
-            return Err(Error::bad_request(format!("Marker {} could not be found.", short(marker))));
-        }
-    }
-    let mut items = Vec::new();
-    let (mut after, mut chunk) = (page.marker.clone(), page.limit.saturating_add(1).min(CHUNK));
-    loop {
-        let part = query.clone().after(after.take()).limit(chunk);
-        let found = cx.read(move |tx| tx.list::<R>(&part)).await?;
-        after = found.last().map(|r| r.id().to_string());
-        let all = found.len() < chunk;
-        let kept = found.iter().filter(|r| keep(r)).map(|r| wire(cx, r));
-        items.extend(kept.filter(|item| fits(req, filters, item)));
-        if all || items.len() > page.limit {
-            break;
-        }
-        chunk = CHUNK;
-    }
+    let (of, wanted) = (cx.clone(), req.query_pairs().clone());
+    let (marker, limit) = (page.marker.clone(), page.limit);
+    let found = cx.read(move |tx| {
+        let shown = |r: &R| Some(wire(&of, r)).filter(|item| fits(&wanted, filters, item));
+        some_of(tx, &query, marker.as_deref(), limit, &keep, &shown)
+    });
+    let mut items = found.await?;
     let more = items.len() > page.limit;
     items.truncate(page.limit);
     let last = items.last().and_then(|i| i.get("id")).and_then(Value::as_str).map(str::to_owned);
     Ok(cx.list(req, &page, key, &items, last.as_deref().filter(|_| more)))
+}
+
+/// The first items after `marker` in the table's own order, at least one more than `limit` where there are.
+fn some_of<R: Resource>(
+    tx: &mut Tx<'_>,
+    query: &Query,
+    marker: Option<&str>,
+    limit: usize,
+    keep: &dyn Fn(&R) -> bool,
+    shown: &dyn Fn(&R) -> Option<Value>,
+) -> Result<Vec<Value>> {
+    if let Some(marker) = marker {
+        // One that the caller could not see is no marker.
+        if tx.count::<R>(&query.clone().eq("id", marker))? == 0 {
+            return Err(Error::bad_request(format!("Marker {} could not be found.", short(marker))));
+        }
+    }
+    let mut items = Vec::new();
+    let (mut after, mut chunk) = (marker.map(str::to_owned), limit.saturating_add(1).min(CHUNK));
+    loop {
+        let found = tx.list::<R>(&query.clone().after(after.take()).limit(chunk))?;
+        items.extend(found.iter().filter(|r| keep(r)).filter_map(shown));
+        after = found.last().map(|r| r.id().to_string());
+        if found.len() < chunk || items.len() > limit {
+            return Ok(items);
+        }
+        chunk = CHUNK;
+    }
 }
 
 /// Lets the database find names by their beginning or a part; it knows no case of letters beyond ASCII, and what it finds is
@@ -238,8 +255,8 @@ fn narrowed<T>(req: &Request<T>, mut query: Query) -> Query {
 }
 
 /// Whether an item has what the query asks for.
-fn fits<T>(req: &Request<T>, filters: &[&str], item: &Value) -> bool {
-    req.query_pairs().iter().all(|(name, wanted)| {
+fn fits(wanted: &::api::Query, filters: &[&str], item: &Value) -> bool {
+    wanted.iter().all(|(name, wanted)| {
         let (name, how) = name.split_once("__").unwrap_or((name, "equals"));
         !filters.contains(&name) || matches(item.get(name).unwrap_or(&Value::Null), how, wanted)
     })

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use super::Cx;
-use crate::login::{Login, login};
+use crate::login::{Beside, Login, login};
 use crate::state::State;
 
 /// Longest body taken.
@@ -65,7 +65,7 @@ async fn token(cx: Cx, req: Request<RawBody>) -> Result<Reply> {
     let body = json!({"auth": {"identity": {
         "methods": ["application_credential"], "application_credential": {"id": id, "secret": secret},
     }}});
-    let made = login(cx.state(), &body, from, None).await.and_then(Login::token);
+    let made = login(cx.state(), &body, &Beside::from(from)).await.and_then(Login::token);
     crate::audit::authentication(
         &cx,
         from,

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::Cx;
 use crate::audit;
 use crate::federation::model::{OidcClient, OidcGrant};
-use crate::login::{Login, claimed, login};
+use crate::login::{Beside, Login, claimed, login};
 use crate::model::User;
 use crate::oidc::grants::{self, Refused};
 use crate::oidc::{self, DEVICE_CODE, GRANT_TYPES, Subject, TOKEN_EXCHANGE, Wanted, page};
@@ -132,7 +132,7 @@ async fn by_password(
 
 /// A login, noted in the audit trail.
 async fn noted(cx: &Cx, from: Option<IpAddr>, body: &Value) -> Result<(String, Arc<Validated>)> {
-    let made = login(cx.state(), body, from, None).await.and_then(Login::token);
+    let made = login(cx.state(), body, &Beside::from(from)).await.and_then(Login::token);
     audit::authentication(cx, from, claimed(body), made.as_ref().map(|(_, v)| v.as_ref()));
     made
 }

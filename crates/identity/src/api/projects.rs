@@ -172,7 +172,7 @@ async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
     let tags = |key: &str| pairs.get(key).map(|t| t.split(',').map(str::to_owned).collect::<Vec<_>>());
     let (all, any) = (tags("tags"), tags("tags-any"));
     let (not_all, not_any) = (tags("not-tags"), tags("not-tags-any"));
-    let keep = |project: &Project| {
+    let keep = move |project: &Project| {
         let has = |tag: &String| project.tags.contains(tag);
         all.as_ref().is_none_or(|tags| tags.iter().all(has))
             && any.as_ref().is_none_or(|tags| tags.iter().any(has))
@@ -482,6 +482,7 @@ pub(super) fn remove(tx: &mut Tx<'_>, id: &ProjectId) -> Result<()> {
     tx.delete_where::<Limit>(&Query::new().eq("project_id", id))?;
     tx.delete_where::<EndpointFilter>(&Query::new().eq("project_id", id))?;
     super::trusts::of_project_end(tx, id)?;
+    crate::oauth1::of_project_end(tx, id)?;
     revocations::note(tx, Of::Project(id))?;
     for mut user in tx.list::<User>(&Query::new().eq("default_project_id", id))? {
         user.default_project_id = None;

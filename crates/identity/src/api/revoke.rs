@@ -14,7 +14,16 @@ pub(super) fn ops() -> Vec<Op<State>> {
     vec![
         Op::get("/v3/OS-REVOKE/events", "identity:list_revoke_events", list)
             .summary("Lists which tokens were revoked, since a moment."),
+        // Keystone still says what became of PKI tokens.
+        Op::get("/v3/auth/tokens/OS-PKI/revoked", "", gone).public().status(410).summary("Is no more."),
+        Op::get("/v3/OS-SIMPLE-CERT/ca", "", gone).public().status(410).summary("Is no more."),
+        Op::get("/v3/OS-SIMPLE-CERT/certificates", "", gone).public().status(410).summary("Is no more."),
     ]
+}
+
+async fn gone(_: Cx, _: Request<()>) -> Result<Reply> {
+    let message = "This API is no longer available due to the removal of support for PKI tokens.";
+    Ok(Reply::json(&json!({"error": {"code": 410, "message": message, "title": "Gone"}})))
 }
 
 async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
@@ -47,6 +56,8 @@ fn wire(event: &RevocationEvent) -> Value {
         ("domain_id", event.domain_id.as_ref().map(ToString::to_string)),
         ("role_id", event.role_id.as_ref().map(ToString::to_string)),
         ("OS-TRUST:trust_id", event.trust_id.clone()),
+        ("OS-OAUTH1:access_token_id", event.access_token_id.clone()),
+        ("OS-OAUTH1:consumer_id", event.consumer_id.clone()),
     ];
     for (key, value) in about {
         if let Some(value) = value {

@@ -232,6 +232,12 @@ pub const POLICY: &[(&str, &str)] = &[
     ("identity:create_consumer", "rule:admin_required"),
     ("identity:update_consumer", "rule:admin_required"),
     ("identity:delete_consumer", "rule:admin_required"),
+    ("identity:authorize_request_token", "rule:admin_required"),
+    ("identity:list_access_tokens", "rule:admin_required"),
+    ("identity:get_access_token", "rule:admin_required"),
+    ("identity:delete_access_token", "rule:admin_required"),
+    ("identity:list_access_token_roles", "rule:admin_required"),
+    ("identity:get_access_token_role", "rule:admin_required"),
     // The audit trail: a domain's manager sees what the domain's own users did.
     (
         "identity:list_audit_events",

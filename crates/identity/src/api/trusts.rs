@@ -79,11 +79,14 @@ fn target(trust: &Trust) -> Target {
         .set("target.trust.trustee_user_id", trust.trustee_user_id.as_str())
 }
 
-/// An application credential is for one project; with trusts it would reach beyond.
+/// An application credential or an OAuth access token is for one project; with trusts it would reach beyond.
 async fn no_credential<T>(cx: &Cx, req: &Request<T>) -> Result<std::sync::Arc<Validated>> {
     let valid = cx.caller(req).await?;
     if valid.application_credential.is_some() {
         return Err(forbidden("Using method 'application_credential' is not allowed for managing trusts."));
+    }
+    if valid.access_token.is_some() {
+        return Err(forbidden("Redelegation allowed for delegated by trust only."));
     }
     Ok(valid)
 }

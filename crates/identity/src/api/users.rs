@@ -136,7 +136,7 @@ async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
         query = query.eq("domain_id", domain);
     }
     let expiring = expiring(&req)?;
-    let keep = |user: &User| expiring.as_ref().is_none_or(|fits| fits(user));
+    let keep = move |user: &User| expiring.as_ref().is_none_or(|fits| fits(user));
     listed_from(&cx, &req, "users", query, keep, wire, &["domain_id", "enabled", "name"]).await
 }
 
@@ -328,6 +328,7 @@ pub(super) fn remove(tx: &mut Tx<'_>, id: &UserId) -> Result<()> {
     tx.delete_where::<Credential>(&Query::new().eq("user_id", id))?;
     tx.delete::<LoginRecord>(id)?;
     super::trusts::of_user_end(tx, id)?;
+    crate::oauth1::of_user_end(tx, id)?;
     revocations::note(tx, Of::User(id))?;
     tx.delete::<User>(id)?;
     directory::touch_user(tx, id)

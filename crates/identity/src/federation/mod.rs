@@ -12,6 +12,7 @@ mod shadow;
 
 use std::sync::Arc;
 
+use ::api::HeaderMap;
 use base::{Error, Result, Timestamp, UserId};
 use federation::issuer::Issuer;
 use federation::jose::{Claims, seconds};
@@ -20,10 +21,11 @@ use store::Tx;
 
 use crate::logic::payload::{Federated, PayloadScope};
 use crate::model::Domain;
+use crate::password::{digest, same_digest};
 use crate::state::State;
 use crate::tokens::{Order, Validated};
 use crate::words::unauthorized;
-use model::{FederatedUser, IdentityProvider, Mapping, Protocol};
+use model::{FederatedUser, IdentityProvider, Mapping, Oidc, Protocol};
 
 /// Longest a token got by federation lives, in seconds: what an identity provider has taken away is gone after it,
 /// whatever its own tokens say.
@@ -79,7 +81,7 @@ pub fn no_such(what: &str, id: &str) -> Error {
 ///
 /// # Errors
 /// `NotFound` for what is not there, `Forbidden` where the provider is disabled.
-async fn way_in(state: &State, idp: &str, protocol: &str) -> Result<(IdentityProvider, Rules)> {
+pub async fn way_in(state: &State, idp: &str, protocol: &str) -> Result<(IdentityProvider, Rules)> {
     let (idp, name) = (idp.to_owned(), protocol.to_owned());
     let (provider, mapping) = state
         .read(move |tx| {
@@ -110,29 +112,128 @@ pub async fn authenticate(
     bearer: &str,
 ) -> Result<(String, Arc<Validated>)> {
     let (provider, rules) = way_in(state, idp, protocol).await?;
-    let told = |error: Error| {
-        if error.kind() == base::Kind::Unauthenticated {
-            tracing::info!(idp, protocol, reason = error.public(), "a federated login was refused");
-            return unauthorized();
-        }
-        error
-    };
-    let now = state.clock.now();
-    let claims = verified(state, &provider, bearer, now).await.map_err(told)?;
-    let end = seconds(&claims, "exp").ok().flatten().unwrap_or(0);
-    let made = seconds(&claims, "iat").ok().flatten().unwrap_or_else(|| now.as_secs());
-    let mut assertion = Assertion::from_claims(&claims);
-    if let Some(sub) = claims.get("sub").and_then(serde_json::Value::as_str) {
-        assertion.add("REMOTE_USER", sub);
+    let claims = verified(state, &provider, bearer, state.clock.now()).await;
+    let claims = claims.map_err(|error| told(&provider.id, protocol, error))?;
+    let said = Said::by_claims(&claims, state.clock.now());
+    enter(state, provider, protocol, &rules, said).await
+}
+
+/// A token for a user whom a web server in front of this cloud has let in: unscoped, as that of [`authenticate`].
+///
+/// # Errors
+/// As [`authenticate`].
+pub async fn authenticate_front_end(
+    state: &State,
+    idp: &str,
+    protocol: &str,
+    headers: &HeaderMap,
+) -> Result<(String, Arc<Validated>)> {
+    let (provider, rules) = way_in(state, idp, protocol).await?;
+    let (id, name) = (provider.id.clone(), protocol.to_owned());
+    let found = state.read(move |tx| tx.get::<Protocol>(&Protocol::id_of(&id, &name))).await?;
+    let found = found.ok_or_else(|| no_such("federated protocol", protocol))?;
+    let said = Said::by_front_end(state, &provider, &found, headers);
+    let said = said.map_err(|error| told(idp, protocol, error))?;
+    enter(state, provider, protocol, &rules, said).await
+}
+
+/// What a caller is told of a login that was refused; why is in the log.
+pub fn told(idp: &str, protocol: &str, error: Error) -> Error {
+    if error.kind() == base::Kind::Unauthenticated {
+        tracing::info!(idp, protocol, reason = error.public(), "a federated login was refused");
+        return unauthorized();
     }
-    let mapped = rules.apply(&assertion).map_err(told)?;
-    let expires_at = Timestamp::from_secs(end).min(now.plus_secs(LONGEST));
+    error
+}
+
+/// What was said of a user by who may.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// The attributes.
+    pub assertion: Assertion,
+    /// When.
+    pub at: Timestamp,
+    /// Until when it holds.
+    pub until: Timestamp,
+}
+
+impl Said {
+    /// By a token that was verified.
+    pub fn by_claims(claims: &Claims, now: Timestamp) -> Self {
+        let mut assertion = Assertion::from_claims(claims);
+        if let Some(sub) = claims.get("sub").and_then(serde_json::Value::as_str) {
+            assertion.add("REMOTE_USER", sub);
+        }
+        let made = seconds(claims, "iat").ok().flatten().unwrap_or_else(|| now.as_secs());
+        let end = seconds(claims, "exp").ok().flatten().unwrap_or(0);
+        Said { assertion, at: Timestamp::from_secs(made), until: Timestamp::from_secs(end) }
+    }
+
+    /// By a web server in front that has let the user in, in the headers it was told to set. Several values are divided by
+    /// `;`, as in Keystone.
+    ///
+    /// # Errors
+    /// `Unauthenticated` with the reason for the log.
+    pub fn by_front_end(
+        state: &State,
+        provider: &IdentityProvider,
+        protocol: &Protocol,
+        headers: &HeaderMap,
+    ) -> Result<Self> {
+        let front = provider.front_end.as_ref();
+        let front = front.ok_or_else(|| Error::unauthenticated("no front end speaks for the provider"))?;
+        let given = headers.get(FRONT_END).map(|h| String::from_utf8_lossy(h.as_bytes()).into_owned());
+        let known = state.open_secret(&front.sealed)?;
+        if !same_digest(&digest(&given.unwrap_or_default()), &digest(&known)) {
+            return Err(Error::unauthenticated("the front end's secret is wrong"));
+        }
+        let mut assertion = Assertion::default();
+        let mut remote = None;
+        for name in &front.attributes {
+            let Some(header) = headers.get(name.as_str()) else { continue };
+            let text = std::str::from_utf8(header.as_bytes())
+                .map_err(|_| Error::unauthenticated(format!("{name} is no UTF-8")))?;
+            if protocol.remote_id_attribute.as_ref() == Some(name) {
+                remote = Some(text.to_owned());
+            }
+            for value in text.split(';').filter(|v| !v.is_empty()) {
+                assertion.add(name, value);
+            }
+        }
+        // Which of the identity providers behind the front end let the user in.
+        if protocol.remote_id_attribute.is_some() && !remote.is_some_and(|r| provider.remote_ids.contains(&r))
+        {
+            return Err(Error::unauthenticated("the user comes from another identity provider"));
+        }
+        let now = state.clock.now();
+        Ok(Said { assertion, at: now, until: now.plus_secs(LONGEST) })
+    }
+}
+
+/// The header in which a front end says its secret.
+pub const FRONT_END: &str = "x-front-end-secret";
+
+/// A token for whom something was said of.
+///
+/// # Errors
+/// As [`authenticate`].
+pub async fn enter(
+    state: &State,
+    provider: IdentityProvider,
+    protocol: &str,
+    rules: &Rules,
+    said: Said,
+) -> Result<(String, Arc<Validated>)> {
+    let (now, idp) = (state.clock.now(), provider.id.clone());
+    let told = |error: Error| told(&idp, protocol, error);
+    let mapped = rules.apply(&said.assertion).map_err(told)?;
+    let expires_at = said.until.min(now.plus_secs(LONGEST));
     let ttl = provider.authorization_ttl.unwrap_or(0).clamp(0, 525_600) * 60;
     let login = shadow::Login {
         provider,
         protocol: protocol.to_owned(),
         mapped,
-        claimed_at: Timestamp::from_secs(made),
+        claimed_at: said.at,
         valid_until: expires_at.max(now.plus_secs(ttl)),
     };
     let (user, groups) = shadow::enter(state, login).await.map_err(told)?;
@@ -141,7 +242,7 @@ pub async fn authenticate(
         scope: PayloadScope::Unscoped,
         expires_at: Some(expires_at),
         federated: Some(Federated {
-            idp_id: idp.to_owned(),
+            idp_id: idp.clone(),
             protocol_id: protocol.to_owned(),
             group_ids: groups,
         }),
@@ -160,6 +261,10 @@ async fn verified(
         .oidc
         .as_ref()
         .ok_or_else(|| Error::unauthenticated("tokens of the provider are not taken"))?;
-    let issuer = Issuer { url: oidc.issuer.clone(), jwks_uri: oidc.jwks_uri.clone(), ca: oidc.ca.clone() };
-    state.issuers.verify(&issuer, &oidc.audiences, bearer, now).await
+    state.issuers.verify(&issuer_of(oidc), &oidc.audiences, bearer, now).await
+}
+
+/// An identity provider as its tokens are verified.
+pub fn issuer_of(oidc: &Oidc) -> Issuer {
+    Issuer { url: oidc.issuer.clone(), jwks_uri: oidc.jwks_uri.clone(), ca: oidc.ca.clone() }
 }

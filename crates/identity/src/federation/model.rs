@@ -16,6 +16,29 @@ pub struct Oidc {
     pub jwks_uri: Option<String>,
     /// Certificates (PEM) of who vouches for its web server, if not those the system trusts.
     pub ca: Option<String>,
+    /// What we are to it, where browsers are sent there to log in.
+    #[serde(default)]
+    pub client: Option<OidcOwnClient>,
+}
+
+/// A web server in front of this cloud that lets users in by its own means (SAML) and says who they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontEnd {
+    /// What it proves itself with, sealed with the credential keys.
+    pub sealed: String,
+    /// The headers it sets, each always: what of them a user sends must not come through.
+    pub attributes: Vec<String>,
+}
+
+/// This cloud as a client of an identity provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OidcOwnClient {
+    /// Its id there.
+    pub id: String,
+    /// Its secret, sealed with the credential keys; `None` = a public client.
+    pub sealed: Option<String>,
+    /// What is asked for, divided by spaces.
+    pub scope: String,
 }
 
 store::resource! {
@@ -36,6 +59,9 @@ store::resource! {
         pub authorization_ttl: Option<i64>,
         /// How its tokens are verified; `None` = no token of it is.
         pub oidc: Option<Oidc>,
+        /// Which web server in front speaks for it, if one does.
+        #[serde(default)]
+        pub front_end: Option<FrontEnd>,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use base::{DomainId, EndpointId, ProjectId, RegionId, RoleId, ServiceId, UserId};
+use base::{DomainId, EndpointId, ProjectId, RegionId, RoleId, ServiceId, Timestamp, UserId};
 use federation::mapping::Rules;
 use serde_json::Value;
 
@@ -11,11 +11,14 @@ use super::convert::{Keystone, extra, moment};
 use super::dump::{Dump, Row};
 use crate::federation::model::{IdentityProvider, Mapping, Protocol, RemoteId, ServiceProvider};
 use crate::model::{
-    Credential, EndpointFilter, EndpointGroup, Limit, PolicyAssociation, PolicyText, RegisteredLimit, Trust,
+    AccessToken, Consumer, Credential, EndpointFilter, EndpointGroup, Limit, PolicyAssociation, PolicyText,
+    RegisteredLimit, Trust,
 };
 
 /// Tables that are read.
-pub const TABLES: [&str; 16] = [
+pub const TABLES: [&str; 18] = [
+    "access_token",
+    "consumer",
     "credential",
     "endpoint_group",
     "federation_protocol",
@@ -39,6 +42,8 @@ pub const TABLES: [&str; 16] = [
 pub struct Extensions {
     pub trusts: Vec<Trust>,
     pub secrets: Vec<Credential>,
+    pub consumers: Vec<Consumer>,
+    pub access_tokens: Vec<AccessToken>,
     pub registered_limits: Vec<RegisteredLimit>,
     pub limits: Vec<Limit>,
     pub policies: Vec<PolicyText>,
@@ -61,6 +66,7 @@ impl Keystone {
     pub(super) fn extensions(&mut self, dump: &Dump, secrets: Option<&Secrets>) {
         self.trusts(dump);
         self.secrets(dump, secrets);
+        self.oauth1(dump, secrets);
         self.limits(dump);
         self.policies(dump);
         self.endpoint_filters(dump);
@@ -165,6 +171,58 @@ impl Keystone {
                 kind: row.text("type"),
                 sealed,
                 extra: extra(&row),
+            });
+        }
+    }
+
+    /// Consumers and what they were given; Keystone keeps their secrets in clear. Requests that nobody answered are left.
+    fn oauth1(&mut self, dump: &Dump, secrets: Option<&Secrets>) {
+        const NO_KEYS: &str = "the keys of credentials were not given";
+        let mut consumers = HashSet::new();
+        for row in dump.rows("consumer") {
+            let id = row.text("id");
+            let Some(secrets) = secrets else {
+                self.report.leave("consumers", &id, NO_KEYS);
+                continue;
+            };
+            consumers.insert(id.clone());
+            self.more.consumers.push(Consumer {
+                id,
+                meta: store::Meta::default(),
+                description: row.some("description"),
+                sealed: secrets.seal(&row.text("secret")),
+                extra: extra(&row),
+            });
+        }
+        for row in dump.rows("access_token") {
+            let (id, consumer_id) = (row.text("id"), row.text("consumer_id"));
+            let (user, project) = (row.text("authorizing_user_id"), row.text("project_id"));
+            let roles: Option<Vec<String>> =
+                row.json("role_ids").and_then(|r| serde_json::from_value(r).ok());
+            let why = if !consumers.contains(&consumer_id) {
+                if secrets.is_none() { NO_KEYS } else { "its consumer is not there" }
+            } else if !self.user_ids.contains(&user) || !self.project_ids.contains(&project) {
+                "its user or project is not there"
+            } else if roles.is_none() {
+                "its roles cannot be read"
+            } else {
+                ""
+            };
+            let (Some(roles), Some(secrets), true) = (roles, secrets, why.is_empty()) else {
+                self.report.leave("access tokens", &id, why);
+                continue;
+            };
+            self.more.access_tokens.push(AccessToken {
+                id,
+                meta: store::Meta::default(),
+                consumer_id,
+                authorizing_user_id: UserId::new(user),
+                project_id: ProjectId::new(project),
+                // Less than was given is no harm.
+                roles: roles.iter().filter_map(|r| self.role_ids.get(r).cloned()).collect(),
+                sealed: secrets.seal(&row.text("access_secret")),
+                // What cannot be read as a moment is over.
+                expires_at: moment(&row, "expires_at").or(row.get("expires_at").map(|_| Timestamp(0))),
             });
         }
     }
@@ -328,6 +386,7 @@ impl Keystone {
                 authorization_ttl: row.number("authorization_ttl"),
                 // Keystone leaves that to its web server.
                 oidc: None,
+                front_end: None,
             });
         }
         let mut mappings = HashSet::new();

@@ -23,9 +23,9 @@ use crate::directory;
 use crate::federation::model::{IdentityProvider, Mapping, Protocol, RemoteId, ServiceProvider};
 use crate::keys::{Keys, Repository, fingerprint};
 use crate::model::{
-    AccessRule, ApplicationCredential, Assignment, Credential, Domain, Endpoint, EndpointFilter,
-    EndpointGroup, Group, ImpliedRole, Limit, Membership, PolicyAssociation, PolicyText, Project, Region,
-    RegisteredLimit, Role, Service, Trust, User,
+    AccessRule, AccessToken, ApplicationCredential, Assignment, Consumer, Credential, Domain, Endpoint,
+    EndpointFilter, EndpointGroup, Group, ImpliedRole, Limit, Membership, PolicyAssociation, PolicyText,
+    Project, Region, RegisteredLimit, Role, Service, Trust, User,
 };
 use convert::Keystone;
 use dump::Dump;
@@ -115,6 +115,11 @@ impl Secrets {
         Ok(Secrets { there, here: Keys::open(here, 3, entropy)?, now: clock.now() })
     }
 
+    /// A secret that Keystone keeps in clear, sealed with the key of this cloud.
+    fn seal(&self, plain: &str) -> String {
+        self.here.seal_at_rest(plain.as_bytes(), self.now)
+    }
+
     /// A secret of Keystone's sealed with the key of this cloud.
     fn seal_again(&self, encrypted: &str) -> Option<String> {
         let nobody = || Fernet::new(NULL_KEY)?.decrypt(encrypted).ok();
@@ -149,6 +154,8 @@ pub async fn import(store: &Store, dump: &Dump, secrets: Option<&Secrets>, dry: 
     let more = keystone.more;
     writer.put::<Trust>("trusts", more.trusts).await?;
     writer.put::<Credential>("credentials", more.secrets).await?;
+    writer.put::<Consumer>("consumers", more.consumers).await?;
+    writer.put::<AccessToken>("access tokens", more.access_tokens).await?;
     writer.put::<RegisteredLimit>("registered limits", more.registered_limits).await?;
     writer.put::<Limit>("limits", more.limits).await?;
     writer.put::<PolicyText>("policies", more.policies).await?;

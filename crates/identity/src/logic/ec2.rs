@@ -42,7 +42,7 @@ fn sha256(key: &[u8], text: &[u8]) -> Vec<u8> {
 }
 
 /// RFC 3986, with `~` and what `also` names left as they are.
-fn quoted(text: &str, also: &str) -> String {
+pub(super) fn quoted(text: &str, also: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         let c = char::from(byte);

@@ -6,5 +6,6 @@ pub mod catalog;
 pub mod domain_options;
 pub mod ec2;
 pub mod inference;
+pub mod oauth1;
 pub mod payload;
 pub mod totp;

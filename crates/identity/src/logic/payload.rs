@@ -61,6 +61,8 @@ pub struct Payload {
     pub application_credential_id: Option<String>,
     /// The trust it was got by; its user is the trustee, also where the trustee impersonates.
     pub trust_id: Option<String>,
+    /// The OAuth 1.0a access token it was got with.
+    pub access_token_id: Option<String>,
     /// The identity provider it came through.
     pub federated: Option<Federated>,
     /// Microseconds (0..1,000,000) of the moment of issue; `None` in tokens of a Python Keystone.
@@ -79,13 +81,22 @@ pub fn ordered(methods: &[&'static str]) -> Vec<&'static str> {
     METHODS.iter().filter(|m| methods.contains(m)).copied().collect()
 }
 
-/// Packs a payload; `None` only where an audit id is not the text of 16 bytes, or a trust's id that of a UUID.
+/// Packs a payload; `None` only where an audit id is not the text of 16 bytes, or a trust's id that of a UUID, or where
+/// the form has no place for what limits the token.
 pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     let mut items = Vec::with_capacity(9);
     let federated = payload.federated.as_ref();
-    let federated =
-        federated.filter(|_| payload.application_credential_id.is_none() && payload.trust_id.is_none());
+    let federated = federated.filter(|_| {
+        payload.application_credential_id.is_none()
+            && payload.trust_id.is_none()
+            && payload.access_token_id.is_none()
+    });
     let version = match (&payload.scope, &payload.application_credential_id) {
+        (PayloadScope::Project(_), None)
+            if payload.access_token_id.is_some() && payload.trust_id.is_none() =>
+        {
+            7
+        }
         (PayloadScope::Project(_), None) if payload.trust_id.is_some() => 3,
         (PayloadScope::Project(_), Some(_)) => 9,
         (PayloadScope::Unscoped, _) if federated.is_some() => 4,
@@ -96,6 +107,9 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
         (PayloadScope::Project(_), None) => 2,
         (PayloadScope::System, _) => 8,
     };
+    if payload.access_token_id.is_some() && version != 7 {
+        return None;
+    }
     items.push(Part::Int(version));
     items.push(id_part(&payload.user_id));
     let bits =
@@ -116,6 +130,9 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
         items.push(id_part(&by.idp_id));
         items.push(Part::Text(by.protocol_id.clone()));
     }
+    if let Some(id) = &payload.access_token_id {
+        items.push(id_part(id));
+    }
     #[expect(clippy::cast_precision_loss, reason = "microseconds of our age need 51 bits")]
     items.push(Part::Float(payload.expires_at.0 as f64 / 1e6));
     let audit_ids: Option<Vec<Part>> =
@@ -134,7 +151,7 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     rmp_serde::to_vec(&Part::Many(items)).ok()
 }
 
-/// Reads a payload; `None` for what Keystone would not recognise or Allod does not speak (OAuth).
+/// Reads a payload; `None` for what Keystone would not recognise or Allod does not speak (client certificates).
 pub fn unpack(bytes: &[u8]) -> Option<Payload> {
     let mut reader = bytes;
     let whole = Part::deserialize(&mut rmp_serde::Deserializer::new(&mut reader)).ok()?;
@@ -151,7 +168,7 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
         0 | 4 => PayloadScope::Unscoped,
         1 => PayloadScope::Domain(items.next()?.domain()?),
         6 => PayloadScope::Domain(items.next()?.id()?),
-        2 | 3 | 5 | 9 => PayloadScope::Project(items.next()?.id()?),
+        2 | 3 | 5 | 7 | 9 => PayloadScope::Project(items.next()?.id()?),
         8 => {
             if items.next()?.text()? != "all" {
                 return None;
@@ -168,6 +185,7 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
     } else {
         None
     };
+    let access_token_id = if version == 7 { Some(items.next()?.id()?) } else { None };
     let expires_at = items.next()?.moment()?;
     let Part::Many(audit_ids) = items.next()? else { return None };
     let audit_ids: Option<Vec<String>> = audit_ids.into_iter().map(Part::audit_id).collect();
@@ -190,6 +208,7 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
         audit_ids,
         application_credential_id,
         trust_id,
+        access_token_id,
         federated,
         issued_micros,
         generation,
@@ -355,6 +374,7 @@ mod tests {
             audit_ids: vec![audit_id(7)],
             application_credential_id: None,
             trust_id: None,
+            access_token_id: None,
             federated: None,
             issued_micros: None,
             generation: None,
@@ -379,6 +399,7 @@ mod tests {
             audit_ids: vec![audit_id(7)],
             application_credential_id: None,
             trust_id: None,
+            access_token_id: None,
             federated: Some(Federated {
                 idp_id: "keycloak".into(),
                 protocol_id: "openid".into(),
@@ -405,6 +426,7 @@ mod tests {
         #[test]
         fn what_is_packed_comes_back(
             user_id in ids(), scope in 0..4u8, id in ids(), app in proptest::option::of(ids()), trust in any::<Option<u128>>(),
+            access in proptest::option::of(ids()),
             by in proptest::option::of((ids(), proptest::collection::vec(ids(), 0..3))),
             at in 0..4_000_000_000_000_000i64, micros in 0..1_000_000u32, generation in 0..u64::MAX / 2, two in any::<bool>(),
         ) {
@@ -418,13 +440,17 @@ mod tests {
             let trust_id = trust.map(|n| Uuid::from_u128(n).simple().to_string());
             let trust_id =
                 trust_id.filter(|_| matches!(scope, PayloadScope::Project(_)) && application_credential_id.is_none());
+            let access_token_id = access.filter(|_| {
+                matches!(scope, PayloadScope::Project(_)) && application_credential_id.is_none() && trust_id.is_none()
+            });
             let federated = by
                 .filter(|_| scope != PayloadScope::System && application_credential_id.is_none() && trust_id.is_none())
+                .filter(|_| access_token_id.is_none())
                 .map(|(idp_id, group_ids)| Federated { idp_id, protocol_id: "openid".into(), group_ids });
             let audit_ids = if two { vec![audit_id(1), audit_id(2)] } else { vec![audit_id(1)] };
             let payload = Payload {
                 user_id, methods: vec!["password", "token"], scope, expires_at: Timestamp(at), audit_ids,
-                application_credential_id, trust_id, federated, issued_micros: Some(micros), generation: Some(generation),
+                application_credential_id, trust_id, access_token_id, federated, issued_micros: Some(micros), generation: Some(generation),
             };
             prop_assert_eq!(unpack(&pack(&payload).unwrap()), Some(payload));
         }
@@ -439,7 +465,7 @@ mod tests {
             let payload = Payload {
                 user_id: "11".repeat(16), methods: vec!["password"], scope: PayloadScope::Domain("default".into()),
                 expires_at: Timestamp(1), audit_ids: vec![audit_id(1)], application_credential_id: None, trust_id: None,
-                federated: None, issued_micros: Some(3), generation: Some(4),
+                access_token_id: None, federated: None, issued_micros: Some(3), generation: Some(4),
             };
             let mut bytes = pack(&payload).unwrap();
             if let Some(byte) = bytes.get_mut(flip) { *byte ^= with; }

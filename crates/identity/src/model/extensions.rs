@@ -195,6 +195,12 @@ store::resource! {
         pub trust_id: Option<String>,
         /// With this role.
         pub role_id: Option<RoleId>,
+        /// Got by this OAuth 1.0a access token.
+        #[serde(default)]
+        pub access_token_id: Option<String>,
+        /// Got by access tokens of this consumer.
+        #[serde(default)]
+        pub consumer_id: Option<String>,
         /// Issued up to this moment.
         pub issued_before: Timestamp,
         /// When it was revoked.
@@ -233,6 +239,61 @@ store::resource! {
         pub sealed: String,
         /// Other attributes.
         pub extra: Extra,
+    }
+}
+
+store::resource! {
+    /// What a consumer asks a user for: to act in a project. Becomes an [`AccessToken`] once, after a user has said yes.
+    pub struct RequestToken, table "identity_request_tokens", id String {
+        unique: [],
+        index: [consumer_id, project_id, authorizing_user_id, expires_at],
+    } {
+        /// Who asks.
+        pub consumer_id: String,
+        /// For which project.
+        pub project_id: ProjectId,
+        /// Its secret, sealed with the credential keys.
+        pub sealed: String,
+        /// When it ends.
+        pub expires_at: Option<Timestamp>,
+        /// Who said yes.
+        pub authorizing_user_id: Option<UserId>,
+        /// Digest of what the user tells the consumer.
+        pub verifier: Option<String>,
+        /// The roles that the user gives.
+        pub roles: Vec<RoleId>,
+    }
+}
+
+store::resource! {
+    /// With which a consumer acts as a user in one project, with some of the user's roles.
+    pub struct AccessToken, table "identity_access_tokens", id String {
+        unique: [],
+        index: [consumer_id, project_id, authorizing_user_id],
+    } {
+        /// Who may use it.
+        pub consumer_id: String,
+        /// Whom it acts for.
+        pub authorizing_user_id: UserId,
+        /// Where.
+        pub project_id: ProjectId,
+        /// With which roles.
+        pub roles: Vec<RoleId>,
+        /// Its secret, sealed with the credential keys.
+        pub sealed: String,
+        /// When it ends.
+        pub expires_at: Option<Timestamp>,
+    }
+}
+
+store::resource! {
+    /// That a signed request was seen: it is not taken again. The id is made from who signed, when, and the nonce.
+    pub struct SpentNonce, table "identity_oauth1_nonces", id String {
+        unique: [],
+        index: [expires_at],
+    } {
+        /// After which it would be too old anyway.
+        pub expires_at: Timestamp,
     }
 }
 

@@ -1,4 +1,5 @@
-//! The pages a browser sees: one form to log in, one to allow a device. No script, no cookie, nothing from elsewhere.
+//! The pages a browser sees: one form to log in, one to allow a device. No cookie, nothing from elsewhere,
+//! and no script but the one that hands a token to a console.
 
 use std::fmt::Write as _;
 
@@ -75,6 +76,30 @@ pub fn login(
          <button>Log in</button></form>",
     );
     whole(if wrong.is_some() { 401 } else { 200 }, title, &form, to)
+}
+
+/// A page that hands a token to a console, at once where there is script.
+pub fn hand_over(to: &str, token: &str) -> Reply {
+    const SCRIPT: &str = "document.forms[0].submit()";
+    // base64 of the SHA-256 of that script: no other runs.
+    const HASH: &str = "sha256-ePniVEkSivX/c7XWBGafqh8tSpiRrKiqYeqbG7N1TOE=";
+    let html = format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Logged in</title></head><body>\
+         <form action=\"{}\" method=\"post\"><input type=\"hidden\" name=\"token\" value=\"{}\">\
+         <noscript><button>Go on</button></noscript></form><script>{SCRIPT}</script></body></html>",
+        escaped(to),
+        escaped(token)
+    );
+    let policy = format!(
+        "default-src 'none'; script-src '{HASH}'; form-action {}; frame-ancestors 'none'; base-uri 'none'",
+        origin(to)
+    );
+    Reply::bytes("text/html; charset=utf-8", html)
+        .header("cache-control", "no-store")
+        .header("content-security-policy", policy)
+        .header("x-frame-options", "DENY")
+        .header("referrer-policy", "no-referrer")
+        .header("x-content-type-options", "nosniff")
 }
 
 /// A page that only says something.

@@ -189,7 +189,14 @@ fn excuses(suite: &mut Suite) {
             &format!("{verb} {IDP}/protocols/{{protocol_id}}/auth"),
             "needs another cloud: see federation.rs",
         );
+        for way in ["identity_providers/{idp_id}/protocols/{protocol_id}/websso", "websso/{protocol_id}"] {
+            let op = format!("{verb} /v3/auth/OS-FEDERATION/{way}");
+            suite.excuse_happy(&op, "needs a browser and another cloud: see federation.rs");
+        }
         suite.excuse_happy(&format!("{verb} /oidc/userinfo"), "needs an access token: see federation.rs");
+    }
+    for gone in ["auth/tokens/OS-PKI/revoked", "OS-SIMPLE-CERT/ca", "OS-SIMPLE-CERT/certificates"] {
+        suite.excuse_happy(&format!("GET /v3/{gone}"), "says that it is no more, as in Keystone");
     }
     suite.excuse_happy("GET /oidc/authorize", "needs a browser: see federation.rs");
     for path in ["authorize", "device_authorization", "device", "token"] {
@@ -266,6 +273,7 @@ fn more_samples(suite: &mut Suite) {
     );
     suite.sample("POST /v3/OS-OAUTH1/consumers", json!({"consumer": {"description": "d"}}));
     suite.sample("PATCH /v3/OS-OAUTH1/consumers/{consumer_id}", json!({"consumer": {"description": "d"}}));
+    suite.sample("PUT /v3/OS-OAUTH1/authorize/{request_token_id}", json!({"roles": [{"name": "n"}]}));
     let config = json!({"config": {"ldap": {"url": "u"}}});
     suite.sample("PUT /v3/domains/{domain_id}/config", config.clone());
     suite.sample("PATCH /v3/domains/{domain_id}/config", config);
@@ -283,6 +291,9 @@ async fn every_operation_is_accounted_for() {
     let foreign = anyone.foreign(&alt_token);
     for path in ["/", "/v3", "/.well-known/openid-configuration", "/oidc/jwks", "/oidc/device"] {
         assert!(anyone.get(path).await.status < 400);
+    }
+    for path in ["auth/tokens/OS-PKI/revoked", "OS-SIMPLE-CERT/ca", "OS-SIMPLE-CERT/certificates"] {
+        anyone.get(&format!("/v3/{path}")).await.expect(410);
     }
     for path in ["projects", "domains"] {
         demo.get(&format!("/v3/OS-FEDERATION/{path}")).await.expect(200);

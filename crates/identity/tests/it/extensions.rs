@@ -205,6 +205,21 @@ pub async fn own(world: &World, anyone: &Client, admin: &Client, demo: &Client, 
     foreign.delete(&one).await.expect(403);
     demo.delete(&one).await.expect(204);
 
+    crate::oauth1::admit(world, project, "member").await;
+    let (program, access) = crate::oauth1::given(world, admin, anyone, project, &["member"]).await;
+    let asked = program.ask(project).await;
+    let authorize = format!("/v3/OS-OAUTH1/authorize/{}", asked.key);
+    foreign.put(&authorize, json!({"roles": [{"name": "member"}]})).await.expect(403);
+    let all = format!("/v3/users/{boss}/OS-OAUTH1/access_tokens");
+    let one = format!("{all}/{}", access.key);
+    let role = format!("{one}/roles/{}", world.role("member").await);
+    for path in [all, one.clone(), format!("{one}/roles"), role] {
+        foreign.get(&path).await.expect(403);
+        admin.get(&path).await.expect(200);
+    }
+    foreign.delete(&one).await.expect(403);
+    admin.delete(&one).await.expect(204);
+
     let credential = json!({"application_credential": {"name": "oauth"}});
     let path = format!("/v3/users/{user}/application_credentials");
     let made = demo.post(&path, credential).await.expect(201);

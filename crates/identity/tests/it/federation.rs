@@ -8,7 +8,7 @@ use api::{Method, Query};
 use async_trait::async_trait;
 use base::{Error, Result};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use identity::{Config, SharedFetch};
 use parking_lot::Mutex;
@@ -20,6 +20,9 @@ use crate::world::{World, config, password_of};
 const ISSUER: &str = "https://first.test";
 const WAY_IN: &str = "/v3/OS-FEDERATION/identity_providers/first/protocols/openid/auth";
 
+const WEBSSO: &str = "/v3/auth/OS-FEDERATION/identity_providers/first/protocols/openid/websso";
+const CONSOLE: &str = "https://console.test/auth/websso/";
+
 /// The second cloud's way to the first one's web server.
 #[derive(Default)]
 struct Wire(Mutex<Option<Client>>);
@@ -30,6 +33,21 @@ impl Fetch for Wire {
         let client = self.0.lock().clone().ok_or_else(|| Error::unavailable("cut"))?;
         let path = url.strip_prefix(ISSUER).ok_or_else(|| Error::unavailable("elsewhere"))?;
         Ok(client.get(path).await.expect(200).body)
+    }
+
+    async fn post(
+        &self,
+        url: &str,
+        _: Option<&str>,
+        by: Option<(&str, &str)>,
+        form: &[(&str, &str)],
+    ) -> Result<Bytes> {
+        let client = self.0.lock().clone().ok_or_else(|| Error::unavailable("cut"))?;
+        let path = url.strip_prefix(ISSUER).ok_or_else(|| Error::unavailable("elsewhere"))?;
+        let (id, secret) = by.ok_or_else(|| Error::unauthenticated("nobody asks"))?;
+        let basic = format!("Basic {}", STANDARD.encode(format!("{id}:{secret}")));
+        let answer = post(&client.with_header("authorization", &basic), path, form).await;
+        if answer.status == 200 { Ok(answer.body) } else { Err(Error::unauthenticated(answer.text())) }
     }
 }
 
@@ -79,7 +97,11 @@ impl Two {
         let wire = Arc::new(Wire::default());
         *wire.0.lock() = Some(first.anyone.clone());
         let fetch = Some(SharedFetch(wire.clone()));
-        let second = World::with(Config { fetch, ..named("https://second.test") }).await;
+        let operator = identity::Operator {
+            trusted_dashboards: vec![CONSOLE.to_owned()],
+            ..identity::Operator::default()
+        };
+        let second = World::with(Config { fetch, operator, ..named("https://second.test") }).await;
         let types = [
             "authorization_code",
             "refresh_token",
@@ -88,7 +110,8 @@ impl Two {
             "urn:ietf:params:oauth:grant-type:token-exchange",
         ];
         let body = json!({"client": {
-            "name": "Second cloud", "redirect_uris": ["https://second.test/back", "http://127.0.0.1/cli"],
+            "name": "Second cloud",
+            "redirect_uris": ["https://second.test/back", "http://127.0.0.1/cli", format!("https://second.test{WEBSSO}")],
             "grant_types": types,
         }});
         let made = first.admin.post("/v3/OS-OIDC/clients", body).await.expect(201);
@@ -682,4 +705,183 @@ async fn tokens_are_exchanged_and_robots_stay_confined() {
         post(&two.first.anyone, "/oidc/token", &wrong).await.expect(401).at("/error"),
         "invalid_client"
     );
+}
+
+/// A browser at the second cloud's door: with the cookie it was given, if it was.
+async fn knock(two: &Two, path: &str, cookie: Option<&str>) -> Answer {
+    let client = match cookie {
+        Some(cookie) => two.second.anyone.with_header("cookie", &format!("other=1; {cookie}; more=2")),
+        None => two.second.anyone.clone(),
+    };
+    client.get(path).await
+}
+
+/// From a console to the first cloud's login page and back: where the second cloud is called then, and the cookie.
+async fn there_and_back(two: &Two, user: &str) -> (String, String) {
+    let begun = knock(two, &format!("{WEBSSO}?{}", form(&[("origin", CONSOLE)])), None).await.expect(303);
+    let cookie = begun.header("set-cookie").to_owned();
+    for word in ["__Host-", "Path=/;", "Secure", "HttpOnly", "SameSite=Lax"] {
+        assert!(cookie.contains(word), "{cookie}");
+    }
+    let cookie = cookie.split(';').next().unwrap().to_owned();
+    let (place, asked) = begun.header("location").split_once('?').unwrap();
+    assert_eq!(place, format!("{ISSUER}/oidc/authorize"));
+    let asked = Query::from_text(asked).unwrap();
+    assert_eq!(asked.get("redirect_uri"), Some(format!("https://second.test{WEBSSO}").as_str()));
+    let mut pairs: Vec<(&str, &str)> = asked.iter().collect();
+    let password = password_of(user);
+    pairs.extend([("username", user), ("password", password.as_str())]);
+    let sent = post(&two.first.anyone, "/oidc/authorize", &pairs).await.expect(303);
+    let back = sent.header("location").strip_prefix("https://second.test").unwrap().to_owned();
+    (back, cookie)
+}
+
+#[tokio::test]
+async fn a_console_gets_a_token_through_the_browser() {
+    let two = Two::new().await;
+    let admin = &two.second.admin;
+    let idp = "/v3/OS-FEDERATION/identity_providers/first";
+    // Not before this cloud is a client there.
+    let begin = format!("{WEBSSO}?{}", form(&[("origin", CONSOLE)]));
+    knock(&two, &begin, None).await.expect(403);
+    let oidc = json!({"issuer": ISSUER, "audiences": [two.client], "client_id": two.client, "client_secret": two.secret});
+    let told = admin.patch(idp, json!({"identity_provider": {"oidc": oidc}})).await.expect(200);
+    assert_eq!(told.at("/identity_provider/oidc/client_id"), two.client);
+    assert!(!told.text().contains(&two.secret) && !told.text().contains("sealed"));
+    assert!(!two.second.dump().await.contains(&two.secret));
+    for (name, value) in [("client_id", json!("")), ("scope", json!("profile")), ("client_secret", json!(1))]
+    {
+        let mut bad = oidc.clone();
+        bad[name] = value;
+        admin.patch(idp, json!({"identity_provider": {"oidc": bad}})).await.expect(400);
+    }
+    // A console that nobody trusts gets nothing, nor does one that is not named.
+    for origin in ["https://evil.test/", "https://console.test/auth/websso/x"] {
+        knock(&two, &format!("{WEBSSO}?{}", form(&[("origin", origin)])), None).await.expect(401);
+    }
+    knock(&two, WEBSSO, None).await.expect(400);
+    let any = format!("/v3/auth/OS-FEDERATION/websso/openid?{}", form(&[("origin", CONSOLE)]));
+    let chosen = knock(&two, &any, None).await.expect(303);
+    let (to, query) = chosen.header("location").split_once('?').unwrap();
+    assert_eq!(to, format!("https://second.test{WEBSSO}"));
+    assert_eq!(Query::from_text(query).unwrap().get("origin"), Some(CONSOLE));
+    knock(&two, &any.replace("openid", "saml2"), None).await.expect(401);
+
+    let (back, cookie) = there_and_back(&two, "demo").await;
+    // Another browser, another login's cookie, an identity provider that says no.
+    knock(&two, &back, None).await.expect(400);
+    let (_, other) = there_and_back(&two, "demo").await;
+    knock(&two, &back, Some(&other)).await.expect(400);
+    let refused = back.replace("code=", "error=access_denied&x=");
+    assert!(knock(&two, &refused, Some(&cookie)).await.expect(401).text().contains("did not log you in"));
+    let page = knock(&two, &back, Some(&cookie)).await.expect(200);
+    assert!(page.header("set-cookie").contains("Max-Age=0"));
+    let policy = page.header("content-security-policy").to_owned();
+    assert!(policy.contains("form-action https://console.test;") && policy.contains("script-src 'sha256-"));
+    let text = page.text();
+    assert!(text.contains(&format!("<form action=\"{CONSOLE}\" method=\"post\">")), "{text}");
+    let token = text.split("name=\"token\" value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    let shown = two.second.validate(&token).await.expect(200);
+    assert_eq!(shown.at("/token/user/name"), "demo");
+    assert_eq!(shown.at("/token/user/OS-FEDERATION/identity_provider/id"), "first");
+    let mine = two.second.anyone.with_token(&token).get("/v3/auth/projects").await.expect(200);
+    assert_eq!(mine.at("/projects/0/name"), "shared");
+    // A code is good once; a login that took too long is none.
+    knock(&two, &back, Some(&cookie)).await.expect(401);
+    let (back, cookie) = there_and_back(&two, "demo").await;
+    two.second.later(601);
+    knock(&two, &back, Some(&cookie)).await.expect(400);
+}
+
+/// The script of the page that hands a token over is the one its policy allows.
+#[tokio::test]
+async fn the_policy_of_the_page_names_its_script() {
+    let two = Two::new().await;
+    let oidc = json!({"issuer": ISSUER, "audiences": [two.client], "client_id": two.client, "client_secret": two.secret});
+    let idp = "/v3/OS-FEDERATION/identity_providers/first";
+    two.second.admin.patch(idp, json!({"identity_provider": {"oidc": oidc}})).await.expect(200);
+    let (back, cookie) = there_and_back(&two, "alt").await;
+    let page = knock(&two, &back, Some(&cookie)).await.expect(200);
+    let text = page.text();
+    let script = text.split("<script>").nth(1).unwrap().split("</script>").next().unwrap().to_owned();
+    let hash = STANDARD.encode(Sha256::digest(script.as_bytes()));
+    assert!(page.header("content-security-policy").contains(&format!("'sha256-{hash}'")));
+}
+
+/// A web server in front (mod_auth_mellon, Shibboleth) lets the user in by SAML and says who it is.
+#[tokio::test]
+async fn a_front_end_says_who_comes() {
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    let operator =
+        identity::Operator { trusted_dashboards: vec![CONSOLE.to_owned()], ..identity::Operator::default() };
+    let world = World::with(Config { operator, ..config() }).await;
+    let admin = &world.admin;
+    let idp = "/v3/OS-FEDERATION/identity_providers/saml";
+    let front = json!({"secret": SECRET, "attributes": ["MELLON_NAME_ID", "MELLON_mail", "MELLON_groups", "MELLON_IDP"]});
+    for (name, value) in [
+        ("secret", json!("short")),
+        ("secret", Value::Null),
+        ("attributes", json!([])),
+        ("attributes", json!(["a b"])),
+        ("more", json!(1)),
+    ] {
+        let mut bad = front.clone();
+        bad[name] = value;
+        admin.put(idp, json!({"identity_provider": {"front_end": bad}})).await.expect(400);
+    }
+    let body = json!({"enabled": true, "remote_ids": ["https://idp.test/saml"], "front_end": front});
+    let made = admin.put(idp, json!({"identity_provider": body})).await.expect(201);
+    assert!(!made.text().contains(SECRET) && !world.dump().await.contains(SECRET));
+    let group = world.make_id("group", json!({"name": "partner-staff"})).await;
+    let reader = world.role("reader").await;
+    let grant = format!("/v3/projects/{}/groups/{group}/roles/{reader}", world.demo_project);
+    admin.put(&grant, json!({})).await.expect(204);
+    let rules = json!([
+        {"local": [{"user": {"id": "{0}", "name": "{1}"}}], "remote": [{"type": "MELLON_NAME_ID"}, {"type": "MELLON_mail"}]},
+        {"local": [{"groups": "{0}", "domain": {"id": "default"}}], "remote": [{"type": "MELLON_groups"}]},
+    ]);
+    admin.put("/v3/OS-FEDERATION/mappings/saml", json!({"mapping": {"rules": rules}})).await.expect(201);
+    let protocol = json!({"protocol": {"mapping_id": "saml", "remote_id_attribute": "MELLON_IDP"}});
+    admin.put(&format!("{idp}/protocols/saml2"), protocol).await.expect(201);
+    let come = |secret: &str, from: &str, place: &str| {
+        let client = [
+            ("x-front-end-secret", secret),
+            ("mellon_idp", from),
+            ("MELLON_NAME_ID", "s-1"),
+            ("MELLON_mail", "jörg@partner.test"),
+            ("MELLON_groups", "partner-staff;unheard-of"),
+            // Not one of the front end's.
+            ("MELLON_role", "admin"),
+        ];
+        let client = client.iter().fold(world.anyone.clone(), |c, (name, value)| c.with_header(name, value));
+        let place = place.to_owned();
+        async move { client.get(&place).await }
+    };
+    let way = format!("{idp}/protocols/saml2/auth");
+    let good = come(SECRET, "https://idp.test/saml", &way).await.expect(201);
+    assert_eq!(good.text_at("/token/user/name"), "jörg@partner.test");
+    let token = good.header("x-subject-token").to_owned();
+    let scoped = json!({"methods": ["token"], "token": {"id": token}});
+    let scoped = world.auth(scoped, Some(world.project_scope(&world.demo_project))).await.expect(201);
+    assert_eq!(world.roles_of(scoped.header("x-subject-token")).await, ["reader"]);
+    // Another's secret, another identity provider behind the same front end, nobody in front.
+    come(&SECRET.replace('0', "1"), "https://idp.test/saml", &way).await.expect(401);
+    come(SECRET, "https://other.test/saml", &way).await.expect(401);
+    world.anyone.with_header("MELLON_NAME_ID", "s-1").get(&way).await.expect(401);
+    // A console's user.
+    let console = format!(
+        "/v3/auth/OS-FEDERATION/identity_providers/saml/protocols/saml2/websso?{}",
+        form(&[("origin", CONSOLE)])
+    );
+    let page = come(SECRET, "https://idp.test/saml", &console).await.expect(200);
+    assert!(page.text().contains(&format!("action=\"{CONSOLE}\"")));
+    come("", "https://idp.test/saml", &console).await.expect(401);
+    // It is over when the operator says so.
+    admin.patch(idp, json!({"identity_provider": {"front_end": null}})).await.expect(200);
+    come(SECRET, "https://idp.test/saml", &way).await.expect(401);
+    // Turning the keys over keeps the secret.
+    admin.patch(idp, json!({"identity_provider": {"front_end": front}})).await.expect(200);
+    world.state.rotate_credential_keys().await.unwrap();
+    world.state.rotate_credential_keys().await.unwrap();
+    come(SECRET, "https://idp.test/saml", &way).await.expect(201);
 }

@@ -13,6 +13,7 @@ mod jws;
 mod limits;
 mod managers;
 mod matrix;
+mod oauth1;
 mod policy;
 // The store's own way to have a PostgreSQL server in a test.
 #[path = "../../../store/tests/it/postgres.rs"]

@@ -97,6 +97,9 @@ async fn things(world: &World, domain: &str, project: &str, n: usize) -> Things 
     let filter = json!({"endpoint_group": {"name": "g", "filters": {"interface": "public"}}});
     let filter = make("/v3/OS-EP-FILTER/endpoint_groups", "endpoint_group", filter).await;
     let consumer = make("/v3/OS-OAUTH1/consumers", "consumer", json!({"consumer": {}})).await;
+    let boss = crate::oauth1::admit(world, project, "member").await;
+    let (program, access) = crate::oauth1::given(world, admin, &world.anyone, project, &["member"]).await;
+    let asked = program.ask(project).await;
     let config = json!({"config": {"ldap": {"url": "u"}}});
     admin.put(&format!("/v3/domains/{domain}/config"), config).await;
     let spare = make(
@@ -123,6 +126,9 @@ async fn things(world: &World, domain: &str, project: &str, n: usize) -> Things 
         ("policy_id", policy),
         ("endpoint_group_id", filter),
         ("consumer_id", consumer),
+        ("boss", boss),
+        ("request_token_id", asked.key),
+        ("access_token_id", access.key),
         ("application_credential_id", text(&application, "id")),
         ("access_rule_id", rule),
         ("access", text(&keys, "access")),
@@ -147,6 +153,8 @@ fn path_of(op: &OpInfo, things: &Things) -> String {
             Some("role_id") if op.path.contains("/users/") || op.path.contains("/groups/") => {
                 path.push_str(things.id("member"));
             }
+            // Only an administrator says yes to a program.
+            Some("user_id") if op.path.contains("OS-OAUTH1") => path.push_str(things.id("boss")),
             Some("role_id") if op.path.contains("OS-TRUST") => path.push_str(things.id("member")),
             Some("credential_id") if op.path.contains("OS-EC2") => path.push_str(things.id("access")),
             Some("project_id")
@@ -209,6 +217,7 @@ fn body_of(op: &OpInfo, things: &Things, n: usize) -> Value {
             json!({"endpoint_group": {"name": name, "filters": {"interface": "admin"}}})
         }
         ("POST", "/v3/OS-OAUTH1/consumers") => described("consumer"),
+        ("PUT", "/v3/OS-OAUTH1/authorize/{request_token_id}") => json!({"roles": [{"name": "member"}]}),
         ("PUT" | "PATCH", "/v3/domains/{domain_id}/config") => json!({"config": {"ldap": {"url": "v"}}}),
         ("PATCH", "/v3/domains/{domain_id}/config/{group}") => json!({"config": {"ldap": {"url": "v"}}}),
         ("PATCH", "/v3/domains/{domain_id}/config/{group}/{option}") => json!({"config": {"url": "v"}}),
@@ -366,6 +375,45 @@ async fn above(world: &World, own: &Place2) -> String {
     text + &kept.join("\n")
 }
 
+/// What the administrator has handed out: none of it may become more by whoever got a part.
+async fn handed_out(world: &World, boss: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    for (path, key) in [
+        (format!("users/{boss}/application_credentials"), "application_credentials"),
+        (format!("OS-TRUST/trusts?trustor_user_id={boss}"), "trusts"),
+        (format!("users/{boss}/OS-OAUTH1/access_tokens"), "access_tokens"),
+    ] {
+        let rows = world.admin.get(&format!("/v3/{path}")).await.expect(200).at(&format!("/{key}"));
+        all.extend(rows.as_array().unwrap().iter().map(|r| format!("{key} {}", r["id"])));
+    }
+    all
+}
+
+/// Tokens of the administrator's, each limited to `member` in the project `own`: by an OAuth access token, a trust under
+/// the administrator's name, an application credential. Who holds one is the administrator by name only.
+async fn delegates(world: &World, own: &Place2, boss: &str) -> [Client; 3] {
+    let by =
+        |answer: api::testing::Answer| world.anyone.with_token(answer.expect(201).header("x-subject-token"));
+    let roles = ["member"];
+    let (program, access) =
+        crate::oauth1::given(world, &world.admin, &world.anyone, &own.project, &roles).await;
+    let program = by(program.login(&access, None, None).await);
+    let trust = json!({"trust": {
+        "trustor_user_id": boss, "trustee_user_id": world.demo, "project_id": own.project, "impersonation": true,
+        "roles": [{"name": "member"}]}});
+    let trust = world.admin.post("/v3/OS-TRUST/trusts", trust).await.expect(201).text_at("/trust/id");
+    let scope = json!({"OS-TRUST:trust": {"id": trust}});
+    let trustee = by(world.login("demo", &password_of("demo"), Some(scope)).await);
+    let here = world.token("admin", json!({"project": {"id": own.project}})).await;
+    let body = json!({"application_credential": {"name": "delegate", "roles": [{"name": "member"}]}});
+    let path = format!("/v3/users/{boss}/application_credentials");
+    let made = world.anyone.with_token(&here).post(&path, body).await.expect(201);
+    let credential = json!({
+        "id": made.text_at("/application_credential/id"), "secret": made.text_at("/application_credential/secret")});
+    let login = json!({"methods": ["application_credential"], "application_credential": credential});
+    [program, trustee, by(world.auth(login, None).await)]
+}
+
 /// One call: which operation, with which of all ids in its places, by whom.
 #[derive(Debug, Clone)]
 struct Step {
@@ -376,7 +424,7 @@ struct Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let step = (any::<prop::sample::Index>(), any::<[prop::sample::Index; 4]>(), any::<bool>(), 0..4usize)
+    let step = (any::<prop::sample::Index>(), any::<[prop::sample::Index; 4]>(), any::<bool>(), 0..7usize)
         .prop_map(|(op, ids, whole, by)| Step { op, ids, whole, by });
     prop::collection::vec(step, 1..=6)
 }
@@ -406,15 +454,21 @@ async fn escalate(world: &World, steps: &[Step]) {
     let (own, foreign) = (place(world, "own").await, place(world, "foreign").await);
     let on = things(world, &own.domain, &own.project, 0).await;
     things(world, &foreign.domain, &foreign.project, 1).await;
+    let boss = on.id("boss").to_owned();
+    let [program, trustee, robot] = delegates(world, &own, &boss).await;
     let clients = [
         persona(world, "manager", "own domain", &own, &foreign).await,
         persona(world, "manager", "own project", &own, &foreign).await,
         persona(world, "member", "own project", &own, &foreign).await,
         on.owner.clone(),
+        program,
+        trustee,
+        robot,
     ];
     let ops: Vec<OpInfo> =
         operations().into_iter().filter(|op| op.method != Method::GET && op.method != Method::HEAD).collect();
     let before = above(world, &own).await;
+    let handed = handed_out(world, &boss).await;
     let mut pool = pool(world, &on, &own, &foreign).await;
     for (n, step) in steps.iter().enumerate() {
         let op = step.op.get(&ops);
@@ -452,6 +506,9 @@ async fn escalate(world: &World, steps: &[Step]) {
     }
     let after = above(world, &own).await;
     assert_eq!(after, before, "{steps:?}");
+    for one in handed_out(world, &boss).await {
+        assert!(handed.contains(&one), "{one} {steps:?}");
+    }
 }
 
 proptest! {

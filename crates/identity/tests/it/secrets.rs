@@ -210,3 +210,97 @@ async fn oauth_clients_get_tokens_and_rfc_6749s_errors() {
     assert_eq!(other.text_at("/error"), "unsupported_grant_type");
     assert_eq!(send(String::new(), None).await.expect(400).text_at("/error"), "invalid_request");
 }
+
+/// A world whose keys are in `dir`, turned over after `days`.
+fn keyed(dir: &std::path::Path, days: i64) -> identity::Config {
+    let operator = identity::Operator { credential_key_days: days, ..identity::Operator::default() };
+    let keys = identity::Repository::Directory(dir.join("fernet"));
+    identity::Config { keys, operator, ..crate::world::config() }
+}
+
+fn key_files(dir: &std::path::Path) -> Vec<u64> {
+    let names = std::fs::read_dir(dir.join("credential-keys")).unwrap();
+    let mut numbers: Vec<u64> =
+        names.filter_map(|f| f.unwrap().file_name().to_str().unwrap().parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+#[tokio::test]
+async fn credential_keys_turn_over_and_no_secret_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::with(keyed(dir.path(), 0)).await;
+    let demo = world.demo().await;
+    let (access, secret) = ec2_keys(&world, &demo).await;
+    // More than one transaction looks at.
+    for n in 0..205 {
+        let blob = format!("blob-{n}");
+        let body = json!({"credential": {"type": "cert", "blob": blob, "user_id": world.demo}});
+        demo.post("/v3/credentials", body).await.expect(201);
+    }
+    crate::oauth1::admit(&world, world.demo_project.as_str(), "member").await;
+    let project = world.demo_project.as_str();
+    let (program, given) =
+        crate::oauth1::given(&world, &world.admin, &world.anyone, project, &["member"]).await;
+    let config = json!({"config": {"ldap": {"url": "u", "password": "pass-of-ldap"}}});
+    world.admin.put("/v3/domains/default/config", config).await.expect(201);
+    // Another server on the same keys and tables.
+    let other = World::on(keyed(dir.path(), 0), world.store.clone(), world.clock.clone(), 2).await;
+    let sealed = |dump: &str| -> std::collections::BTreeSet<String> {
+        let texts = dump.split('"').filter(|t| t.starts_with("gAAAA"));
+        texts.map(|t| t.trim_end_matches('\\').to_owned()).collect()
+    };
+    let mut before = sealed(&world.dump().await);
+    assert!(before.len() > 205);
+    for turn in 2..=5u64 {
+        world.state.rotate_credential_keys().await.unwrap();
+        assert_eq!(key_files(dir.path()), [0, turn - 1, turn]);
+        let now = sealed(&world.dump().await);
+        assert_eq!(now.len(), before.len());
+        assert!(now.is_disjoint(&before), "all are sealed anew");
+        before = now;
+        for world in [&world, &other] {
+            world.admin.post("/v3/s3tokens", s3_request(&access, &secret)).await.expect(200);
+            let all = world.admin.get("/v3/credentials?type=cert").await.expect(200);
+            assert!(all.text().contains("blob-0") && all.text().contains("blob-204"));
+        }
+        program.login(&given, None, None).await.expect(201);
+        world.later(60);
+        other.state.keep_house().await.unwrap();
+        assert_eq!(sealed(&world.dump().await), before, "once is enough");
+    }
+    // A secret that no key opens: nothing is turned over any more, so that the key may be brought back.
+    let repository = identity::Repository::Directory(dir.path().join("elsewhere/fernet"));
+    let stranger = identity::Config { keys: repository, ..crate::world::config() };
+    let stranger = World::on(stranger, world.store.clone(), world.clock.clone(), 3).await;
+    let body = json!({"credential": {"type": "cert", "blob": "b", "user_id": world.demo}});
+    stranger.admin.post("/v3/credentials", body).await.expect(201);
+    let refused = world.state.rotate_credential_keys().await.unwrap_err();
+    assert!(refused.public().contains("1 secrets"), "{refused:?}");
+    assert_eq!(key_files(dir.path()), [0, 4, 5]);
+}
+
+#[tokio::test]
+async fn credential_keys_turn_over_by_age() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::with(keyed(dir.path(), 30)).await;
+    let other = World::on(keyed(dir.path(), 30), world.store.clone(), world.clock.clone(), 2).await;
+    let (access, secret) = ec2_keys(&world, &world.demo().await).await;
+    world.state.keep_house().await.unwrap();
+    assert_eq!(key_files(dir.path()), [0, 1]);
+    // The clock of these tests is behind that of the files.
+    let made = std::fs::metadata(dir.path().join("credential-keys/0")).unwrap().modified().unwrap();
+    let made = made.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let now = base::Clock::now(&*world.clock).as_secs();
+    world.later(made + 30 * 86_400 + 60 - u64::try_from(now).unwrap());
+    let (a, b) = tokio::join!(world.state.keep_house(), other.state.keep_house());
+    a.unwrap();
+    b.unwrap();
+    // Both found it due; one did it. (The new staged key is of this moment of the files' clock, so it is due again.)
+    let keys = key_files(dir.path());
+    assert!(keys.len() == 3 && keys[0] == 0 && keys[2] - keys[1] == 1, "{keys:?}");
+    for world in [&world, &other] {
+        let admin = world.administrator().await;
+        admin.post("/v3/s3tokens", s3_request(&access, &secret)).await.expect(200);
+    }
+}
