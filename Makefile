@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test identity domain-manager federation middleware fleet partitions replicas bench storm bench-identity clean build docs
+.PHONY: up down test identity domain-manager federation middleware sidebyside fleet partitions replicas bench storm bench-identity clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -40,6 +40,11 @@ middleware: ## the unmodified Python services glance and placement (PyPI, keysto
 	cargo build --release --locked -p allod
 	conformance/middleware.py $(RELEASE)
 
+sidebyside: ## a real Keystone (PyPI) and Allod on its imported database: each validates the other's tokens, Fernet and JWS, of every form
+	scripts/setup run
+	cargo build --release --locked -p allod
+	python3 conformance/keystone_sidebyside.py $(RELEASE)
+
 SEEDS ?= 20
 HOSTS ?= 1000
 MINUTES ?= 60
@@ -70,10 +75,10 @@ storm: ## a boot storm: SERVERS servers on HOSTS simulated hosts, then a drain o
 	bench/storm.py $(RELEASE) --hosts $(HOSTS) --servers $(SERVERS) --database $(DATABASE) --out bench
 
 USERS ?= 100000
-bench-identity: ## identity at size: a Keystone of USERS users is imported, listed and logged in to (docs/benchmarks.md)
+bench-identity: ## identity at size: a Keystone of USERS users is imported, listed and logged in to, beside a Python Keystone (docs/benchmarks.md)
 	scripts/setup build test
 	cargo build --release --locked -p allod
-	bench/identity.py $(RELEASE) --users $(USERS) --database $(DATABASE)
+	bench/identity.py $(RELEASE) --users $(USERS) --database $(DATABASE) --keystone
 
 clean:
 	cargo clean

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Identity at size: a Keystone of many users is taken over, listed, looked up and logged in to.
 
-  bench/identity.py ALLOD [--users 100000] [--projects 20000] [--database sqlite|postgresql] [--out DIR]
+  bench/identity.py ALLOD [--users 100000] [--projects 20000] [--database sqlite|postgresql] [--keystone] [--out DIR]
 
 A dump as mysqldump writes it is made (half of the users and projects in one domain, the rest in a hundred; two roles for each user,
 twenty users in each group), imported with `allod identity import`, and served by `allod server --services identity`. Then,
 over TLS on the same cores: latencies of lists and look-ups one at a time; CPU of a token by password and of a validation. What a
 token costs beside bcrypt comes from two users whose hashes have 4 and 12 rounds: bcrypt(12) is 256 times bcrypt(4), all else is alike.
+With --keystone the same loads are then put on a Keystone of 2026.1 from PyPI: uwsgi with a worker for each processor, SQLite, plain HTTP, and
+the cheapest cache it knows (`dogpile.cache.memory`, in the workers themselves), for a handful of users.
 Writes identity-DATABASE.json. Standard library only; `wrk` for the steady loads.
 """
 import argparse, asyncio, ctypes, hashlib, json, os, resource, shutil, subprocess, sys, tempfile, time
@@ -196,12 +198,51 @@ async def costs(a, c, cpu):
     return out
 
 
+async def steady_cost(a, c, cpu, name, conns, method, headers, body=None):
+    a.conns = conns
+    await one_at_a_time(c, method, c.auth_url + '/auth/tokens', 20 if conns > 1 else 3, headers, body)  # workers warm
+    r = await asyncio.to_thread(load, c, cpu, method, c.auth_url + '/auth/tokens', headers, body)
+    if 'error' in r or r['errors']: raise RuntimeError(r)
+    print('%s: %.3f CPU-ms, %.1f/s' % (name, r['server_cpu_ms_per_op'], r['req_s']), flush=True)
+    return r
+
+
+def peer(a, dir, ours):
+    """What a Python Keystone takes for the same, and how many times ours that is."""
+    sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'conformance'))
+    from realkeystone import Keystone, install
+    install()
+    k = Keystone(dir); k.prepare(rounds=12, cache=True)
+    k.start(workers=os.cpu_count())
+    try:
+        os.environ.update(OS_AUTH_URL=k.url + '/v3', OS_PASSWORD=k.password)
+        c = Cloud(a); cpu = Cpu(argparse.Namespace(pid_name=['keystone=%d' % k.process.pid], pids=None))
+        user = k.make('user', name='bench', domain_id='default', password=PASSWORD); project = k.make('project', name='bench', domain_id='default')
+        k.admin('PUT', '/projects/%s/users/%s/roles/%s' % (project, user, k.role('member')))
+        who = {'auth': {'identity': {'methods': ['password'], 'password': {'user': {'id': user, 'password': PASSWORD}}}, 'scope': {'project': {'id': project}}}}
+
+        async def run():
+            await c.login()
+            s, h, b = await c.http.req('POST', c.auth_url + '/auth/tokens', who)
+            if s != 201: raise RuntimeError('login: %d %s' % (s, b[:200]))
+            token = h['x-subject-token']; both = {'X-Auth-Token': c.token, 'X-Subject-Token': token}
+            return {'token': await steady_cost(a, c, cpu, 'Keystone: token by password', 1, 'POST', {'Content-Type': 'application/json'}, who),
+                    'validation': await steady_cost(a, c, cpu, 'Keystone: validation', 8, 'GET', both),
+                    'own token': await steady_cost(a, c, cpu, 'Keystone: own token', 8, 'GET', {'X-Auth-Token': token, 'X-Subject-Token': token})}
+        r = asyncio.run(run())
+        for name in ('validation', 'own token'):
+            r[name]['times_ours'] = round(r[name]['server_cpu_ms_per_op'] / ours[name]['server_cpu_ms_per_op'], 1)
+            print('%s: Keystone takes %.1f times the CPU' % (name, r[name]['times_ours']), flush=True)
+        return r
+    finally: k.stop()
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('allod'); ap.add_argument('--users', type=int, default=100000); ap.add_argument('--projects', type=int, default=20000)
     ap.add_argument('--database', choices=['sqlite', 'postgresql'], default='sqlite'); ap.add_argument('--out', default='bench')
     ap.add_argument('--turns', type=int, default=300); ap.add_argument('--seconds', type=int, default=10); ap.add_argument('--keep', action='store_true')
-    ap.add_argument('--only', default='latencies,costs')
+    ap.add_argument('--only', default='latencies,costs'); ap.add_argument('--keystone', action='store_true')
     a = ap.parse_args(); a.allod, a.conns, a.compute_microversion = os.path.realpath(a.allod), 1, None
     dir = tempfile.mkdtemp(prefix='allod-identity-'); os.chmod(dir, 0o755)
     R = {'when': time.strftime('%FT%TZ', time.gmtime()), 'database': a.database, 'users': a.users, 'projects': a.projects, 'load': os.getloadavg()}
@@ -220,6 +261,7 @@ def main():
             if 'costs' in a.only: R['costs'] = await costs(a, c, cpu)
         asyncio.run(run())
         R['pss_mib'] = pss(server.p.pid); print('PSS: %d MiB' % R['pss_mib'])
+        if a.keystone: R['keystone'] = peer(a, dir, R['costs'])
         with open(os.path.join(a.out, 'identity-%s.json' % a.database), 'w') as f: json.dump(R, f, indent=1)
     finally:
         if server: server.stop()

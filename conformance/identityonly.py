@@ -7,19 +7,29 @@ from common import Failed, open_, until
 class Identity:
     """The identity service of a cloud, alone, with a state directory of its own."""
 
-    def __init__(self, allod, state, name):
+    def __init__(self, allod, state, name, config='', password=None):
         self.allod, self.state, self.name = allod, os.path.join(state, name), name
         os.makedirs(self.state, exist_ok=True)
-        config = os.path.join(state, f'{name}.toml')
-        with open(config, 'w') as f: f.write('listen = "127.0.0.1:0"\nbcrypt_rounds = 4\n')
-        self.log = open(os.path.join(state, f'{name}.log'), 'w')
+        self.config = os.path.join(state, f'{name}.toml')
+        with open(self.config, 'w') as f: f.write('listen = "127.0.0.1:0"\nbcrypt_rounds = 4\n' + config)
+        self.password = password
+        self.before()
+        self.start()
+
+    def before(self): pass
+
+    def start(self):
+        name, config, allod = self.name, self.config, self.allod
+        told = os.path.join(self.state, 'run/listening')
+        if os.path.exists(told): os.remove(told)  # of a run before
+        self.log = open(self.config.replace('.toml', '.log'), 'w')
         self.process = subprocess.Popen(
             [allod, 'server', '--services', 'identity', '--state', self.state, '--config', config],
             stdout=self.log, stderr=subprocess.STDOUT)
         self.base = until(f'{name} listens', lambda: self.alive() and open_(os.path.join(self.state, 'run/listening')).strip(), 120)
         self.url, self.ca = self.base + '/identity', os.path.join(self.state, 'ca.crt')
         self.context = ssl.create_default_context(cafile=self.ca)
-        self.password = json.loads(open_(os.path.join(self.state, 'secrets.json')))['admin']
+        self.password = self.password or json.loads(open_(os.path.join(self.state, 'secrets.json')))['admin']
         self.token = self.login('admin', self.password, {'project': {'name': 'admin', 'domain': {'id': 'default'}}})
 
     def alive(self):

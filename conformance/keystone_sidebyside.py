@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+"""A real Keystone of 2026.1 and Allod side by side: the same users, each reads what the other signs.
+
+    conformance/keystone_sidebyside.py ALLOD
+
+A Keystone from PyPI is filled (conformance/fixtures/fill_keystone.py), its database is dumped and imported by `allod identity import`, its
+Fernet keys are shared. Then: hashes of each of Keystone's kinds let their users in; tokens of every form that one of the two makes are
+validated by the other, and both say the same of them; tokens as JWS too, once each has the other's public key. The OAuth 1.0a dance
+is done by the unmodified keystoneclient and keystoneauth, at both; an access token of Keystone's works at Allod after the import.
+"""
+import base64, glob, hashlib, hmac, json, os, shutil, struct, sys, tempfile, time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+from common import Failed, sh
+from identityonly import Identity
+from realkeystone import PASSWORD, VENV, Keystone, install
+
+ALLOD = os.path.realpath(sys.argv[1])
+SEED = 'GEZDGNBVGY3TQOJQ'  # of the user `bcrypt`, by fill_keystone.py
+DANCE = '''
+import json, sys
+from keystoneauth1 import session
+from keystoneauth1.extras.oauth1 import v3 as oauth1
+from keystoneauth1.identity import v3
+from keystoneclient.v3 import client
+url, ca, password, project, role = sys.argv[1:6]
+verify = ca or True
+if len(sys.argv) > 6: keys = json.loads(sys.argv[6])
+else:
+    who = v3.Password(auth_url=url, username='admin', password=password, user_domain_id='default', project_name='admin', project_domain_id='default')
+    o = client.Client(session=session.Session(auth=who, verify=verify), endpoint_override=url).oauth1
+    c = o.consumers.create(description='dance')
+    asked = o.request_tokens.create(c.id, c.secret, project)
+    said = o.request_tokens.authorize(asked.key, [role])
+    got = o.access_tokens.create(c.id, c.secret, asked.key, asked.secret, said.oauth_verifier)
+    keys = dict(consumer_key=c.id, consumer_secret=c.secret, access_key=got.key, access_secret=got.secret)
+token = session.Session(auth=oauth1.OAuth1(url, **keys), verify=verify).get_token()
+print(json.dumps({'keys': keys, 'token': token}))
+'''
+
+
+def step(text): print(f'{text} ... ', end='', flush=True)
+def passed(more=''): print('PASS' + more, flush=True)
+
+
+class Allod(Identity):
+    """Allod on an imported Keystone, with its Fernet keys."""
+
+    def __init__(self, state, keystone, dump):
+        self.keystone, self.dump = keystone, dump
+        super().__init__(ALLOD, state, 'allod', f'[passwords]\nadmin = "{PASSWORD}"\n', PASSWORD)
+
+    def before(self):
+        os.symlink(self.keystone.fernet, os.path.join(self.state, 'fernet'))
+        p = sh(ALLOD, 'identity', 'import', '--state', self.state, '--config', self.config, '--from-dump', self.dump,
+               '--credential-keys', self.keystone.credentials, '--json', timeout=120)
+        self.report = json.loads(p)
+
+
+def auth(cloud, identity, scope=None):
+    body = {'auth': {'identity': identity, **({'scope': scope} if scope else {})}}
+    status, headers, answer = cloud.request('POST', '/v3/auth/tokens', body)
+    if status != 201: raise Failed(f'{cloud.name}: {identity["methods"]} {scope}: {status} {answer}')
+    return {k.lower(): v for k, v in headers.items()}['x-subject-token']
+
+
+def by_password(id, password): return {'methods': ['password'], 'password': {'user': {'id': id, 'password': password}}}
+
+
+def said(cloud, token):
+    """What a cloud says of a token, as far as both must say the same."""
+    headers = {'x-auth-token': cloud.token, 'x-subject-token': token, 'openstack-identity-access-rules': '1.0'}
+    status, _, answer = cloud.request('GET', '/v3/auth/tokens?nocatalog', headers=headers)
+    if status != 200: return status
+    t = answer['token']
+    same = {k: t.get(k) for k in ('expires_at', 'audit_ids', 'project', 'domain', 'system', 'OS-TRUST:trust', 'OS-OAUTH1', 'is_domain')}
+    if same['is_domain'] is None: same['is_domain'] = False
+    credential = t.get('application_credential') or {}
+    rules = [{k: r[k] for k in ('service', 'method', 'path')} for r in credential.get('access_rules') or []]
+    user = {k: t['user'].get(k) for k in ('id', 'name', 'domain')}
+    return {**same, 'methods': sorted(t['methods']), 'user': user, 'issued_at': t['issued_at'][:19], 'roles': sorted(r['id'] for r in t.get('roles', [])),
+            'credential': (credential.get('id'), credential.get('restricted'), rules)}
+
+
+def dance(cloud, project, role, keys=None):
+    ca = getattr(cloud, 'ca', '')
+    line = [os.path.join(VENV, 'bin/python'), '-W', 'ignore', '-c', DANCE, cloud.url + '/v3', ca, cloud.password, project, role]
+    return json.loads(sh(*line, *([json.dumps(keys)] if keys else []), timeout=120))
+
+
+def totp():
+    step = struct.pack('>Q', int(time.time()) // 30)
+    mac = hmac.new(base64.b32decode(SEED), step, hashlib.sha1).digest()
+    at = mac[-1] & 15
+    return '%06d' % ((struct.unpack('>I', mac[at:at + 4])[0] & 0x7fffffff) % 10 ** 6)
+
+
+def forms(cloud, made, program):
+    """A token of each form, by name."""
+    users, child = made['users'], {'project': {'id': made['child']}}
+    second, scrypt = by_password(users['bcrypt'], 'pw-second'), by_password(users['scrypt'], 'pw-scrypt')
+    credential = lambda id, secret: {'methods': ['application_credential'], 'application_credential': {'id': id, 'secret': secret}}
+    tokens = {
+        'unscoped': auth(cloud, second, {'unscoped': {}}),
+        'project': auth(cloud, second, child),
+        'domain': auth(cloud, scrypt, {'domain': {'id': made['domain']}}),
+        'system': auth(cloud, scrypt, {'system': {'all': True}}),
+        'application credential': auth(cloud, credential(made['plain'], 'plain-secret')),
+        'access rules': auth(cloud, credential(made['robot'], 'robot-secret')),
+        'trust': auth(cloud, scrypt, {'OS-TRUST:trust': {'id': made['trust']}}),
+        'access token': dance(cloud, made['child'], made['reader'], program)['token'],
+    }
+    tokens['token'] = auth(cloud, {'methods': ['token'], 'token': {'id': tokens['unscoped']}}, child)
+    return tokens
+
+
+def exchange(a, b, made, program):
+    """Tokens that `a` makes, as both see them."""
+    for form, token in forms(a, made, program).items():
+        own, other = said(a, token), said(b, token)
+        if own != other: raise Failed(f'{form} token of {a.name}: {a.name} says {own}, {b.name} {other}')
+        forged = token[:40] + ('A' if token[40] != 'A' else 'B') + token[41:]
+        if (said(a, forged), said(b, forged)) != (404, 404): raise Failed(f'{form}: a forged token is taken')
+
+
+def run(state, running):
+    keystone = Keystone(state, venv=VENV)
+    running.append(keystone)
+    step('a real Keystone, filled')
+    begin = time.time()
+    install(VENV)
+    keystone.prepare()
+    made = json.loads(sh(os.path.join(VENV, 'bin/python'), '-W', 'ignore', os.path.join(HERE, 'fixtures/fill_keystone.py'), keystone.conf, timeout=300))
+    keystone.start()
+    made['reader'] = keystone.role('reader')
+    admin = keystone.admin('GET', '/users?name=admin')['users'][0]['id']
+    keystone.admin('PUT', f'/projects/{made["child"]}/users/{admin}/roles/{made["reader"]}')
+    passed(f' ({time.time() - begin:.0f} s)')
+
+    step('OAuth 1.0a by keystoneclient and keystoneauth, at Keystone')
+    program = dance(keystone, made['child'], made['reader'])['keys']
+    passed()
+
+    step('its database is imported')
+    dump = os.path.join(state, 'keystone.sql')
+    keystone.dump(dump)
+    allod = Allod(state, keystone, dump)
+    running.append(allod)
+    taken, left = allod.report['taken'], allod.report['left']
+    for kind in ('users', 'projects', 'trusts', 'application credentials', 'credentials', 'consumers', 'access tokens'):
+        if not taken.get(kind): raise Failed(f'{kind} were not taken: {allod.report}')
+    passed(f' ({sum(taken.values())} rows taken, left: {left or "none"})')
+
+    step('hashes of bcrypt, bcrypt_sha256, scrypt and pbkdf2_sha512 verify')
+    for algorithm, id in made['users'].items():
+        auth(allod, by_password(id, 'pw-second' if algorithm == 'bcrypt' else f'pw-{algorithm}'))
+        body = {'auth': {'identity': by_password(id, 'pw-wrong')}}
+        if allod.request('POST', '/v3/auth/tokens', body)[0] != 401: raise Failed(f'{algorithm}: a wrong password is taken')
+    passed()
+
+    step('a TOTP seed that Keystone encrypted lets its user in')
+    auth(allod, {'methods': ['totp'], 'totp': {'user': {'id': made['users']['bcrypt'], 'passcode': totp()}}})
+    passed()
+
+    step('an access token of Keystone\'s works at Allod')
+    shown = said(allod, dance(allod, made['child'], made['reader'], program)['token'])
+    if shown['OS-OAUTH1'] != {'access_token_id': program['access_key'], 'consumer_id': program['consumer_key']}: raise Failed(f'{shown}')
+    passed()
+
+    step('OAuth 1.0a by keystoneclient and keystoneauth, at Allod')
+    dance(allod, made['child'], made['reader'])
+    passed()
+
+    for kind in ('Fernet', 'JWS'):
+        if kind == 'JWS':
+            for cloud in (allod, keystone): cloud.stop()
+            with open(allod.config, 'a') as f: f.write('[identity]\ntoken_provider = "jws"\n')
+            allod.start()  # makes its pair
+            keystone.configure(provider='jws')
+            for file in glob.glob(os.path.join(allod.state, 'jws-public-keys/*')): shutil.copy(file, keystone.public)
+            shutil.copy(os.path.join(keystone.public, 'public.pem'), os.path.join(allod.state, 'jws-public-keys/keystone.pem'))
+            keystone.start()
+        for a, b in ((keystone, allod), (allod, keystone)):
+            step(f'{kind} tokens of {a.name}, of each form, validated by {b.name}')
+            exchange(a, b, made, program)
+            passed()
+
+    step('what is revoked at Allod is revoked there (each keeps its own list)')
+    token = auth(allod, by_password(made['users']['bcrypt'], 'pw-second'), {'project': {'id': made['child']}})
+    allod.request('DELETE', '/v3/auth/tokens', headers={'x-auth-token': token, 'x-subject-token': token})
+    if (said(allod, token), type(said(keystone, token))) != (404, dict): raise Failed('revocation')
+    passed()
+
+
+def main():
+    begin = time.time()
+    with tempfile.TemporaryDirectory(prefix='allod-sidebyside-') as state:
+        running = []
+        try: run(state, running)
+        finally:
+            for cloud in running: cloud.stop()
+    print(f'{time.time() - begin:.0f} s')
+
+
+if __name__ == '__main__':
+    try: main()
+    except Failed as e: sys.exit(f'FAIL: {e}')
