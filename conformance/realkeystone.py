@@ -1,5 +1,5 @@
 """A real Keystone of 2026.1 from PyPI on SQLite, for keystone_sidebyside.py and bench/identity.py."""
-import os, shutil, socket, subprocess, sys
+import os, shutil, socket, sqlite3, subprocess, sys
 
 from common import Failed, open_, sh, until
 from identityonly import Identity
@@ -57,6 +57,8 @@ backend = dogpile.cache.memory
         self.configure(**kw)
         own = ('--keystone-user', str(os.getuid()), '--keystone-group', str(os.getgid()))
         self.manage('db_sync')
+        # Readers and a writer at once; it stays so.
+        with sqlite3.connect(self.database) as db: db.execute('PRAGMA journal_mode=WAL')
         for setup in ('fernet_setup', 'credential_setup'): self.manage(setup, *own)
         for d in (self.public, self.private): os.makedirs(d, 0o700, exist_ok=True)
         self.manage('create_jws_keypair', '--force', *own)
@@ -87,6 +89,5 @@ backend = dogpile.cache.memory
 
     def dump(self, file):
         """As `sqlite3 keystone.db .dump`."""
-        import sqlite3
         with sqlite3.connect(self.database) as db, open(file, 'w') as f:
             for line in db.iterdump(): f.write(line + '\n')

@@ -26,6 +26,8 @@ pub struct Source {
 
 /// What is to be done with it.
 #[derive(clap::Args)]
+// Not the name of the subcommand's own group.
+#[group(id = "what")]
 pub struct Import {
     #[command(flatten)]
     source: Source,

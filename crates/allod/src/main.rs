@@ -439,3 +439,14 @@ async fn agent(dir: &std::path::Path, args: JoinArgs, metrics: telemetry::Metric
     }
     agent_role::run(&state, metrics).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of what clap looks at in debug builds only: names used twice, options that exclude themselves.
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}
