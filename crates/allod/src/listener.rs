@@ -35,7 +35,7 @@ pub async fn serve(
         let Ok(permit) = permits.clone().acquire_owned().await else { break };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = crate::stopped(&mut stop) => break,
+            () = crate::command::stopped(&mut stop) => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -114,7 +114,7 @@ async fn connection(
             connection.as_mut().graceful_shutdown();
             let _ = tokio::time::timeout(DRAIN, connection).await;
         }
-        () = crate::stopped(&mut stop) => {
+        () = crate::command::stopped(&mut stop) => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }

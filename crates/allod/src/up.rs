@@ -183,7 +183,7 @@ async fn supervise(state: State, role: &'static str, mut stop: tokio::sync::watc
         if began.elapsed() > Duration::from_secs(30) {
             pause = Duration::from_millis(100);
         }
-        let _ = tokio::time::timeout(pause, crate::stopped(&mut stop)).await;
+        let _ = tokio::time::timeout(pause, crate::command::stopped(&mut stop)).await;
         pause = (pause * 2).min(Duration::from_secs(10));
     }
 }
@@ -212,7 +212,7 @@ async fn run_child(
     }
     let status = tokio::select! {
         status = child.wait() => status?,
-        () = crate::stopped(stop) => {
+        () = crate::command::stopped(stop) => {
             if let Some(process) = process {
                 process.signal(nix::sys::signal::Signal::SIGTERM)?;
             }
