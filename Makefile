@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test identity domain-manager federation middleware sidebyside fleet partitions replicas bench storm bench-identity clean build docs
+.PHONY: up down test identity domain-manager federation middleware sidebyside certify-parity fleet partitions replicas bench storm bench-identity clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -44,6 +44,12 @@ sidebyside: ## a real Keystone (PyPI) and Allod on its imported database: each v
 	scripts/setup run
 	cargo build --release --locked -p allod
 	python3 conformance/keystone_sidebyside.py $(RELEASE)
+
+certify-parity: ## allod certify and upstream's unmodified scripts against Allod and against clouds broken in one place: the same verdicts
+	scripts/setup build run test
+	cargo build --release --locked -p allod
+	cargo build --release --locked -p certify --example stubcloud
+	conformance/certify.py $(RELEASE) --server $(RELEASE) --stub $(dir $(RELEASE))examples/stubcloud --monitor --kills 20
 
 SEEDS ?= 20
 HOSTS ?= 1000

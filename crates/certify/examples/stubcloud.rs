@@ -29,7 +29,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(|name| {
             let auth = json!({"auth_url": stub.auth_url(name), "username": "u", "password": "p", "project_name": "p",
                 "user_domain_name": "Default", "project_domain_name": "Default"});
-            (name, json!({"auth": auth, "region_name": "Stub", "identity_api_version": 3}))
+            (name, json!({"auth": auth, "region_name": "Stub", "identity_api_version": 3, "verify": false}))
         })
         .collect();
     // JSON is YAML.

@@ -426,6 +426,7 @@ async fn kaas(args: &Run, scope: &Scope, cases: &[&TestCase]) -> Result<Judged> 
     let output = args.output.clone().unwrap_or_else(|| PathBuf::from("."));
     let cluster = kube::Cluster {
         kubeconfig: kubeconfig.clone(),
+        sonobuoy: "sonobuoy".into(),
         mode: args.execution_mode.clone(),
         output: output.clone(),
         sources,

@@ -44,6 +44,8 @@ impl Default for Sources {
 pub struct Cluster {
     /// Its kubeconfig.
     pub kubeconfig: PathBuf,
+    /// The program that runs conformance tests.
+    pub sonobuoy: PathBuf,
     /// `parallel`, `serial` or `dry`.
     pub mode: String,
     /// Where sonobuoy's results go.
@@ -342,7 +344,7 @@ async fn sonobuoy(cluster: &Cluster, results: &str, arguments: &[String], ok: &[
     let dir = cluster.output.join(results);
     std::fs::create_dir_all(&dir).map_err(|e| Abort(format!("{}: {e}", dir.display())))?;
     let call = |arguments: Vec<String>| {
-        let mut command = Command::new("sonobuoy");
+        let mut command = Command::new(&cluster.sonobuoy);
         command
             .arg("--kubeconfig")
             .arg(&cluster.kubeconfig)
@@ -350,8 +352,9 @@ async fn sonobuoy(cluster: &Cluster, results: &str, arguments: &[String], ok: &[
             .stdout(std::process::Stdio::null());
         async move {
             let status = command.status().await;
-            let status =
-                status.map_err(|e| Abort(format!("sonobuoy (0.57 or newer) must be in PATH: {e}")))?;
+            let status = status.map_err(|e| {
+                Abort(format!("{} (0.57 or newer) is needed: {e}", cluster.sonobuoy.display()))
+            })?;
             if status.success() { Ok(()) } else { Err(Abort(format!("sonobuoy ended with {status}"))) }
         }
     };

@@ -1,0 +1,318 @@
+#!/usr/bin/env python3
+"""Compares the verdicts of `allod certify` with those of the unmodified upstream scripts, and shows the reports to upstream's code.
+
+    certify.py ALLOD [--stub STUBCLOUD] [--clouds CLOUDS_YAML --cloud NAME]… [--monitor] [--kills N] [--table FILE]
+
+ALLOD        the binary that certifies (the small one of `--features tools` will do)
+--server     binary of the cloud to judge (default: none)
+--stub       the example `stubcloud` of crates/certify: a cloud per broken requirement, all judged by both
+--clouds     judge a cloud that runs, as --cloud NAME
+--standards  checkout of github.com/SovereignCloudStack/standards (default: cloned at the commit below)
+--python     interpreter with upstream's pinned requirements (default: a venv is made)
+--monitor    run upstream's compliance monitor on a PostgreSQL of its own and upload a report to it
+--kills N    kill a run -9 at N moments; after cleanup nothing may be left in the cloud
+--table      where differences are written (default: stdout only)
+
+Upstream's modules are imported and called as its script calls them, in one process; towards the stub, its waiting is not
+waited for. Exit code 0 only if every difference is one that KNOWN explains.
+"""
+import argparse, glob, json, os, shutil, socket, subprocess, sys, tempfile, time
+
+from common import Failed, until
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+COMMIT = '077174d9'
+URL = 'https://github.com/SovereignCloudStack/standards'
+ABSENT = {'scs-0101-flavor-property', 'scs-0101-image-property', 'scs-0101-rngd'}
+GUEST = ('scs-0101-entropy-avail', 'scs-0101-fips-test')
+# (variant, case) -> why upstream says something else. Each is a defect of upstream's check, or a thing it cannot see.
+KNOWN = {}
+
+# What runs inside upstream's interpreter: stdin names (cloud, ids) pairs, stdout answers them.
+DRIVER = r'''
+import contextlib, io, json, logging, sys, time
+fast = sys.argv[1] == 'fast'
+if fast:
+    now = [time.time()]
+    time.sleep = lambda s: None
+import openstack_test
+for line in sys.stdin:
+    cloud, ids = json.loads(line)
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            openstack_test.main(['-c', cloud, *ids])
+    except BaseException as e:
+        err.write(repr(e))
+    sys.__stdout__.write(json.dumps([out.getvalue(), err.getvalue()[-2000:]]) + '\n')
+    sys.__stdout__.flush()
+'''
+
+MONITOR = r'''
+import logging, os, sys
+sys.path.insert(0, os.getcwd())
+import monitor, uvicorn
+from markdown import markdown
+monitor.env.filters.update(pick=monitor.pick_filter, summary=monitor.summary_filter, verdict_check=monitor.verdict_check_filter,
+    markdown=markdown, validity_symbol=monitor.ASTERISK_LOOKUP.get, short_isodate=monitor.short_isodate_filter)
+monitor.reload_static_config(do_ensure_schema=True)
+uvicorn.run(monitor.app, host='127.0.0.1', port=int(sys.argv[1]), log_level='warning')
+'''
+
+
+def checkout(a, work):
+    if a.standards: return os.path.abspath(a.standards)
+    place = os.path.join(work, 'standards')
+    subprocess.run(['git', 'clone', '-q', URL, place], check=True)
+    subprocess.run(['git', '-C', place, 'checkout', '-q', COMMIT], check=True)
+    return place
+
+
+def interpreter(a, tests, work, *files):
+    if a.python: return a.python
+    venv = os.path.join(work, 'venv')
+    subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
+    wanted = [x for f in files for x in ('-r', os.path.join(tests, f))]
+    subprocess.run([f'{venv}/bin/pip', 'install', '-q', '--disable-pip-version-check', *wanted], check=True)
+    return f'{venv}/bin/python'
+
+
+class Upstream:
+    """Upstream's script, kept running."""
+    def __init__(self, python, tests, clouds, fast):
+        env = {**os.environ, 'OS_CLIENT_CONFIG_FILE': clouds, 'PYTHONPATH': f'{tests}/iaas', 'PYTHONWARNINGS': 'ignore',
+               'AWS_MAX_ATTEMPTS': '1', 'AWS_EC2_METADATA_DISABLED': 'true', 'PYTHONDONTWRITEBYTECODE': '1'}
+        for name in [n for n in env if n.startswith('OS_') and n != 'OS_CLIENT_CONFIG_FILE']: del env[name]
+        self.p = subprocess.Popen([python, '-c', DRIVER, 'fast' if fast else 'slow'], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                  stderr=subprocess.DEVNULL, text=True, env=env, cwd=f'{tests}/iaas')
+
+    def __call__(self, cloud, ids):
+        self.p.stdin.write(json.dumps([cloud, ids]) + '\n'); self.p.stdin.flush()
+        line = self.p.stdout.readline()
+        if not line: raise Failed(f'upstream died at {cloud}')
+        out, err = json.loads(line)
+        found = dict(l.rsplit(': ', 1) for l in out.splitlines() if l.rsplit(': ', 1)[-1] in ('PASS', 'FAIL', 'ABORT'))
+        if not found: raise Failed(f'upstream said nothing of {cloud}: {err}')
+        return found
+
+    def end(self):
+        self.p.stdin.close(); self.p.wait(30)
+
+
+def ours(allod, clouds, cloud, work, *more):
+    env = {k: v for k, v in os.environ.items() if not k.startswith('OS_')}
+    env['OS_CLIENT_CONFIG_FILE'] = clouds
+    command = [allod, 'certify', '--cloud', cloud, '--recommended', '--json', '--journals', f'{work}/journals', *more]
+    p = subprocess.run(command, capture_output=True, text=True, env=env, timeout=1200)
+    if p.returncode not in (0, 1): raise Failed(f'{" ".join(command)}: {p.stderr[-600:]}')
+    return json.loads(p.stdout)
+
+
+class Table:
+    def __init__(self):
+        self.rows, self.compared, self.variants = [], 0, 0
+
+    def add(self, name, upstream, report):
+        self.variants += 1
+        notes = {r['id']: '; '.join(n['text'] for n in r['notes']) for r in report['results']}
+        for r in report['results']:
+            theirs = upstream.get(r['id'])
+            if theirs is None: continue
+            self.compared += 1
+            if theirs != r['verdict']: self.rows.append((name, r['id'], theirs, r['verdict'], KNOWN.get((name, r['id'])), notes[r['id']]))
+
+    def text(self):
+        lines = ['| cloud | case | upstream | allod | why |', '|---|---|---|---|---|']
+        lines += [f'| {n} | {c} | {u} | {o} | {why or "NOT EXPLAINED: " + note} |' for n, c, u, o, why, note in self.rows]
+        return '\n'.join(lines) + f'\n\n{self.compared} verdicts on {self.variants} clouds compared, {len(self.rows)} differ\n'
+
+
+def against_stub(a, python, tests, work, table):
+    place = os.path.join(work, 'stub'); os.mkdir(place)
+    stub = subprocess.Popen([a.stub, place], stdout=subprocess.PIPE, text=True)
+    try:
+        if stub.stdout.readline().strip() != 'ready': raise Failed('the stub does not start')
+        clouds, variants = f'{place}/clouds.yaml', json.load(open(f'{place}/variants.json'))
+        upstream, wrong = Upstream(python, tests, clouds, True), []
+        wanted = [v for v in [{'name': 'right', 'case': '', 'expect': ''}, *variants] if a.only in v['name']]
+        for index, v in enumerate(wanted):
+            guest = v['case'] in GUEST
+            more = ['--storage-seconds', '2', *([] if guest else ['--no-guest'])]
+            report = ours(a.allod, clouds, v['name'], work, *more)
+            ids = [r['id'] for r in report['results']]
+            theirs = upstream(v['name'], ids)
+            table.add(v['name'], theirs, report)
+            if v['case'] and theirs.get(v['case']) != v['expect'] and (v['name'], v['case']) not in KNOWN: wrong.append((v['name'], theirs.get(v['case']), v['expect']))
+            if index % 25 == 24 or index + 1 == len(wanted): print(f'  {index + 1} of {len(wanted)} clouds, {len(table.rows)} differences', flush=True)
+        upstream.end()
+        for name, theirs, expect in wrong: print(f'{name}: upstream says {theirs}, the stub expects {expect}')
+        return not wrong
+    finally:
+        stub.kill(); stub.wait()
+
+
+def report_is_upstreams(a, python, tests, clouds, cloud, work):
+    """Signature, bytes and meaning of a report, by ssh-keygen, PyYAML and upstream's library."""
+    key, out = f'{work}/key', f'{work}/report'
+    subprocess.run(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', 'csp', '-f', key], check=True)
+    report = ours(a.allod, clouds, cloud, work, '--no-guest', '--output', out, '--sign', key, '--subject', 'a-cloud')
+    with open(f'{work}/signers', 'w') as f: f.write('mail@csp.eu ' + ' '.join(open(f'{key}.pub').read().split()[:2]) + '\n')
+    verify = ['ssh-keygen', '-Y', 'verify', '-f', f'{work}/signers', '-I', 'mail@csp.eu', '-n', 'report', '-s', f'{out}/report.yaml.sig']
+    with open(f'{out}/report.yaml') as f: subprocess.run(verify, stdin=f, check=True, stdout=subprocess.DEVNULL)
+    code = f'''
+import sys, yaml, datetime, importlib.util
+sys.path.insert(0, {tests!r})
+from scs_cert_lib import load_spec, annotate_validity, evaluate
+spec = importlib.util.spec_from_file_location('check', {tests!r} + '/scs-compliance-check.py'); check = importlib.util.module_from_spec(spec); spec.loader.exec_module(check)
+text = open({out!r} + '/report.yaml').read()
+doc = yaml.safe_load(text)
+again = yaml.safe_dump(doc, default_flow_style=False, sort_keys=False, explicit_start=True)
+assert again == text, 'PyYAML writes it differently'
+assert isinstance(doc['checked_at'], datetime.datetime) and isinstance(doc['reference_date'], datetime.date)
+results = {{}}
+for invocation in doc['run']['invocations'].values():
+    assert check.compute_results(invocation['stdout']) == invocation['results']
+    results.update(invocation['results'])
+scope = load_spec(yaml.safe_load(open({tests!r} + '/scs-compatible-iaas.yaml')))
+annotate_validity(scope['timeline'], scope['versions'], datetime.date(2026, 11, 21))
+print({{v: evaluate(results, t['targets']['main']) for v, t in scope['versions'].items() if t['_explicit_validity']}})
+'''
+    said = subprocess.run([python, '-c', code], capture_output=True, text=True)
+    if said.returncode: raise Failed('upstream does not take the report: ' + said.stderr[-800:])
+    print(f'report: signature verified, written as PyYAML writes it, evaluated by scs_cert_lib: {said.stdout.strip()}')
+    return out, key, report
+
+
+def to_monitor(a, tests, work, out, key):
+    """Upstream's monitor takes the report."""
+    bins = sorted(glob.glob('/usr/lib/postgresql/*/bin'))
+    if not bins: raise Failed('no PostgreSQL')
+    data, run = f'{work}/pg', ['setpriv', '--reuid=postgres', '--regid=postgres', '--clear-groups'] if os.getuid() == 0 else []
+    os.mkdir(data)
+    if run: shutil.chown(data, 'postgres', 'postgres'); os.chmod(work, 0o711)
+    port = free()
+    subprocess.run([*run, f'{bins[-1]}/initdb', '-D', data, '-U', 'postgres', '-A', 'trust'], check=True, stdout=subprocess.DEVNULL, cwd='/')
+    pg = subprocess.Popen([*run, f'{bins[-1]}/postgres', '-D', data, '-p', str(port), '-k', '', '-c', 'listen_addresses=127.0.0.1'],
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd='/')
+    root = os.path.dirname(tests)
+    place = f'{work}/upstream'
+    shutil.copytree(f'{root}/compliance-monitor', f'{place}/compliance-monitor'); shutil.copytree(tests, f'{place}/Tests')
+    python = a.monitor_python
+    if not python:
+        venv = f'{work}/monitor-venv'
+        subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
+        subprocess.run([f'{venv}/bin/pip', 'install', '-q', '--disable-pip-version-check', '-r', f'{root}/compliance-monitor/requirements.txt'], check=True)
+        python = f'{venv}/bin/python'
+    hashed = subprocess.run([python, '-c', 'from passlib.hash import argon2; print(argon2.hash("geheim"))'], check=True, capture_output=True, text=True)
+    kind, public = open(f'{key}.pub').read().split()[:2]
+    with open(f'{place}/compliance-monitor/bootstrap.yaml', 'w') as f:
+        json.dump({'accounts': [{'subject': 'a-cloud', 'api_keys': [hashed.stdout.strip()],
+                                 'keys': [{'public_key': public, 'public_key_type': kind, 'public_key_name': 'k'}]}]}, f)
+    http = free()
+    env = {**os.environ, 'SCM_DB_HOST': '127.0.0.1', 'SCM_DB_PORT': str(port), 'SCM_DB_USER': 'postgres'}
+    def listens(): return subprocess.run([f'{bins[-1]}/pg_isready', '-q', '-h', '127.0.0.1', '-p', str(port)]).returncode == 0
+    until('PostgreSQL', listens)
+    log = open(f'{work}/monitor.log', 'w')
+    monitor = subprocess.Popen([python, '-c', MONITOR, str(http)], cwd=f'{place}/compliance-monitor', env=env, stdout=log, stderr=log)
+    try:
+        import urllib.request
+        base = f'http://127.0.0.1:{http}'
+        def get(path): return urllib.request.urlopen(urllib.request.Request(base + path, headers={'accept': 'application/json'}), timeout=5).read()
+        until('the monitor', lambda: get('/status?subject=x'), 60)
+        with open(f'{work}/password', 'w') as f: f.write('geheim\n')
+        command = [a.allod, 'certify', 'upload', '--url', base, '--account', 'a-cloud', '--password-file', f'{work}/password', f'{out}/report.yaml']
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        again = subprocess.run(command, capture_output=True, text=True)
+        if again.returncode == 0 or '409' not in again.stderr: raise Failed('the monitor took the same report twice')
+        status = json.loads(get('/status?subject=a-cloud'))
+        scope, = status['a-cloud'].values()
+        results = {i: r['result'] for i, r in scope['results'].items()}
+        expected = {r['id']: {'PASS': 1, 'ABORT': 0, 'FAIL': -1}[r['verdict']] for r in json.load(open(f'{out}/report.json'))['results']}
+        if results != {i: v for i, v in expected.items()}: raise Failed(f'the monitor understood otherwise: {set(results.items()) ^ set(expected.items())}')
+        print(f'monitor: took the report, refused it a second time, shows the same {len(results)} results')
+    except Exception:
+        print(open(f'{work}/monitor.log').read()[-1500:]); raise
+    finally:
+        monitor.kill(); monitor.wait(); pg.terminate(); pg.wait()
+
+
+LEFT = '''
+import openstack, sys
+c = openstack.connect(cloud=sys.argv[1])
+lists = {'server': c.compute.servers(), 'network': c.network.networks(), 'subnet': c.network.subnets(), 'router': c.network.routers(),
+         'group': c.network.security_groups(), 'volume': c.block_storage.volumes(), 'image': c.image.images(), 'port': c.network.ports()}
+own = {i.id for i in c.network.networks()}
+for kind, found in lists.items():
+    for i in found:
+        if (i.name or '').startswith('_scs-') or kind == 'volume' and not i.name: print(kind, i.name, i.id)
+'''
+
+
+def killed(a, python, clouds, cloud, work, kills):
+    """kill -9 at one moment after the other; after `cleanup` nothing is left."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith('OS_')}
+    env['OS_CLIENT_CONFIG_FILE'] = clouds
+    journals, made = f'{work}/killed', 0
+    for index in range(kills):
+        p = subprocess.Popen([a.allod, 'certify', '--cloud', cloud, '--beyond', '--journals', journals], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(.15 + index * .15); p.kill(); p.wait()
+        for path in glob.glob(f'{journals}/*.jsonl'): made += open(path).read().count('"make"')
+        cleanup = subprocess.run([a.allod, 'certify', 'cleanup', '--cloud', cloud, '--journals', journals], env=env, capture_output=True, text=True)
+        if cleanup.returncode: raise Failed(f'cleanup after kill {index}: {cleanup.stdout}{cleanup.stderr}')
+        def nothing():
+            left = subprocess.run([python, '-W', 'ignore', '-c', LEFT, cloud], env=env, capture_output=True, text=True, check=True).stdout
+            if left: raise Failed(f'left after kill {index}: {left}')
+            return True
+        until(f'nothing left after kill {index}', nothing, 30)
+    if not made or glob.glob(f'{journals}/*.jsonl'): raise Failed('the kills came too early or journals are left')
+    print(f'kill -9: {kills} kills, {made} things journalled, none left after cleanup')
+
+
+def free():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('allod'); p.add_argument('--server'); p.add_argument('--stub'); p.add_argument('--clouds'); p.add_argument('--cloud', action='append', default=[])
+    p.add_argument('--standards'); p.add_argument('--python'); p.add_argument('--monitor', action='store_true'); p.add_argument('--kills', type=int, default=0); p.add_argument('--monitor-python')
+    p.add_argument('--table'); p.add_argument('--only', default='', help='only variants whose name contains this')
+    a = p.parse_args()
+    a.allod = os.path.abspath(a.allod)
+    work, begin, ok, server = tempfile.mkdtemp(prefix='allod-certify-'), time.time(), False, None
+    try:
+        tests = os.path.join(checkout(a, work), 'Tests')
+        python, table, ok = interpreter(a, tests, work, 'requirements.txt', 'iaas/requirements.txt'), Table(), True
+        if a.server:
+            server = f'{work}/state'
+            with open(f'{work}/allod.toml', 'w') as f: f.write('bcrypt_rounds = 4\n')
+            subprocess.run([a.server, 'up', '--state', server, '--config', f'{work}/allod.toml', '--listen', '127.0.0.1:0', '--sim-hosts', '2', '--detach'],
+                           check=True, stdout=subprocess.DEVNULL)
+            a.clouds, a.cloud = f'{server}/clouds.yaml', ['allod', *a.cloud]
+        for cloud in a.cloud:
+            upstream = Upstream(python, tests, a.clouds, False)
+            report = ours(a.allod, a.clouds, cloud, work, '--no-guest')
+            begun = time.time()
+            theirs = upstream(cloud, [r['id'] for r in report['results']])
+            print(f'{cloud}: {len(report["results"])} cases, allod {report["seconds"]:.2f} s and {report["calls"]} calls, upstream {time.time() - begun:.1f} s')
+            table.add(cloud, theirs, report)
+            upstream.end()
+            out, key, _ = report_is_upstreams(a, python, tests, a.clouds, cloud, work)
+            if a.monitor: to_monitor(a, tests, work, out, key); a.monitor = False
+            if a.kills: killed(a, python, a.clouds, cloud, work, a.kills); a.kills = 0
+            shutil.rmtree(out); os.remove(key); os.remove(f'{key}.pub')
+        if a.stub: ok = against_stub(a, python, tests, work, table) and ok
+        print(table.text())
+        if a.table:
+            with open(a.table, 'w') as f: f.write(table.text())
+        ok = ok and all(why for *_, why, _ in table.rows) and table.compared > 0
+    except (Failed, subprocess.CalledProcessError) as e: print(f'certify: {e}'); ok = False
+    finally:
+        if server: subprocess.run([a.server, 'down', '--state', server, '--purge'], stdout=subprocess.DEVNULL)
+        shutil.rmtree(work, ignore_errors=True)
+    print(f'certify: {"ok" if ok else "FAILED"} in {time.time() - begin:.0f} s')
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == '__main__': main()
