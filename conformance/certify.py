@@ -16,7 +16,7 @@ ALLOD        the binary that certifies (the small one of `--features tools` will
 Upstream's modules are imported and called as its script calls them, in one process; towards the stub, its waiting is not
 waited for. Exit code 0 only if every difference is one that KNOWN explains.
 """
-import argparse, glob, json, os, shutil, socket, subprocess, sys, tempfile, time
+import argparse, glob, json, os, select, shutil, socket, subprocess, sys, tempfile, time
 
 from common import Failed, until
 
@@ -88,8 +88,9 @@ class Upstream:
 
     def __call__(self, cloud, ids):
         self.p.stdin.write(json.dumps([cloud, ids]) + '\n'); self.p.stdin.flush()
-        line = self.p.stdout.readline()
-        if not line: raise Failed(f'upstream died at {cloud}')
+        ready, _, _ = select.select([self.p.stdout], [], [], 180)
+        line = self.p.stdout.readline() if ready else self.p.kill()
+        if not line: raise Failed(f'upstream {"died" if ready else "does not come back"} at {cloud}')
         out, err = json.loads(line)
         found = dict(l.rsplit(': ', 1) for l in out.splitlines() if l.rsplit(': ', 1)[-1] in ('PASS', 'FAIL', 'ABORT'))
         if not found: raise Failed(f'upstream said nothing of {cloud}: {err}')
@@ -119,7 +120,9 @@ class Table:
             theirs = upstream.get(r['id'])
             if theirs is None: continue
             self.compared += 1
-            if theirs != r['verdict']: self.rows.append((name, r['id'], theirs, r['verdict'], KNOWN.get((name, r['id'])), notes[r['id']]))
+            if theirs == r['verdict']: continue
+            self.rows.append((name, r['id'], theirs, r['verdict'], KNOWN.get((name, r['id'])), notes[r['id']]))
+            print(f'  {name}: {r["id"]}: upstream {theirs}, allod {r["verdict"]}', flush=True)
 
     def text(self):
         lines = ['| cloud | case | upstream | allod | why |', '|---|---|---|---|---|']
