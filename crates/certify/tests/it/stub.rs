@@ -297,7 +297,10 @@ impl World {
                 (self.volume_status.as_str(), json!({"left": self.slow, "attachments": [], "size": 1}))
             }
             "backups" => (self.backup_status.as_str(), json!({})),
-            "servers" => ("ACTIVE", json!({"addresses": {}, "flavor": {}, "links": [], "metadata": {}})),
+            "servers" => (
+                "ACTIVE",
+                json!({"addresses": {"net": [{"addr": "10.1.0.100", "version": 4, "OS-EXT-IPS:type": "fixed"}]}, "flavor": {}, "links": [], "metadata": {}}),
+            ),
             "security-groups" => ("", json!({"security_group_rules": self.group_rules})),
             "images" => ("queued", json!({"visibility": "private"})),
             _ => ("ACTIVE", json!({"project_id": PROJECT})),
