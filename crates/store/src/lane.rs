@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::outbox::{Outbox, Wake};
-use crate::postgres::{Again, Session, Source, unavailable};
+use crate::postgres::{Again, Session, Source, WRITE, unavailable};
 use crate::{Ended, Work};
 
 /// Closures that may share one transaction. PostgreSQL keeps 64 savepoints of a transaction in quick memory.
@@ -23,7 +23,6 @@ const TRIES: usize = 4;
 /// How long a closure that met others is put in line.
 const REMEMBERED: i64 = 60;
 
-const ALONE: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE";
 const BEGIN: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE; SAVEPOINT job";
 /// After a closure that did its work.
 const NEXT: &str = "RELEASE job; SAVEPOINT job";
@@ -189,7 +188,7 @@ fn together(mut session: Session, mut batch: Vec<Box<dyn Job>>, outbox: &Outbox,
 /// All in one go: no savepoints, what several read is read once, and writes are not waited for. `None`: one of them did
 /// not do what was expected, and nothing was written.
 fn hope(session: &mut Session, batch: &mut [Box<dyn Job>], now: Timestamp) -> Option<(Vec<Wake>, Commit)> {
-    session.open(ALONE);
+    session.open(WRITE);
     let mut wakes = Vec::new();
     for job in batch.iter_mut() {
         let Some(woken) = job.hope(session) else { return vain(session) };
@@ -198,15 +197,9 @@ fn hope(session: &mut Session, batch: &mut [Box<dyn Job>], now: Timestamp) -> Op
     let Ok(wakes) = session.wake(wakes, now) else { return vain(session) };
     if session.opened().is_some() {
         // Nothing was asked of the database.
-        session.despair();
         return Some((wakes, Commit::Done));
     }
-    let ended = match session.commit("COMMIT") {
-        Ok(()) => Commit::Done,
-        Err((Some(again @ Again::Conflict(_)), _)) => Commit::Again(again),
-        Err((_, error)) => Commit::Failed(error.chain()),
-    };
-    Some((wakes, ended))
+    Some((wakes, commit(session, "COMMIT")))
 }
 
 fn vain(session: &mut Session) -> Option<(Vec<Wake>, Commit)> {
@@ -233,10 +226,13 @@ fn attempt(session: &mut Session, batch: &mut [Box<dyn Job>]) -> (Vec<Wake>, Com
         Some(UNDO) => "ROLLBACK TO job; COMMIT",
         _ => "COMMIT",
     };
-    let ended = match session.commit(end) {
+    (wakes, commit(session, end))
+}
+
+fn commit(session: &mut Session, sql: &str) -> Commit {
+    match session.commit(sql) {
         Ok(()) => Commit::Done,
         Err((Some(again @ Again::Conflict(_)), _)) => Commit::Again(again),
         Err((_, error)) => Commit::Failed(error.chain()),
-    };
-    (wakes, ended)
+    }
 }

@@ -310,7 +310,7 @@ enum End {
     Open,
 }
 
-const WRITE: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE";
+pub(crate) const WRITE: &str = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE";
 /// A snapshot is all that a read needs, and it never fails for others' writes.
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
