@@ -105,11 +105,12 @@ def total(m, name, **labels):
 class Tenant:
     """What somebody else sees meanwhile: one question at a time, `every` seconds."""
     def __init__(self, c, every, ids):
-        self.c, self.every, self.ids, self.xs, self.failed = c, every, ids, {}, []
+        self.c, self.every, self.ids, self.xs, self.failed, self.over = c, every, ids, {}, [], False
 
     async def run(self):
         n = 0
-        while True:
+        # Told by a flag: in Python 3.11 wait_for may swallow a cancellation.
+        while not self.over:
             asks = [('token', 'GET', self.c.auth_url + '/auth/tokens'), ('image list', 'GET', self.c.url('image') + '/images'),
                     ('network list', 'GET', self.c.url('network') + '/networks'), ('flavor list', 'GET', self.c.url('compute') + '/flavors/detail'),
                     ('server list (100)', 'GET', self.c.url('compute') + '/servers/detail?limit=100')]
@@ -132,9 +133,7 @@ async def meanwhile(c, ids, work):
     tenant = Tenant(c, .1, ids); task = asyncio.ensure_future(tenant.run())
     try: out = await work
     finally:
-        task.cancel()
-        try: await task
-        except asyncio.CancelledError: pass
+        tenant.over = True; await task
     return out, tenant.told()
 
 

@@ -62,14 +62,6 @@ fn damaged(why: impl std::fmt::Display) -> Error {
     Error::bad_request(format!("The dump is damaged: {why}."))
 }
 
-fn json(value: Value) -> Json {
-    match value {
-        Value::Null => Json::Null,
-        Value::Int(n) => n.into(),
-        Value::Text(text) => text.into(),
-    }
-}
-
 /// Rows of a table, page by page, in order.
 fn rows(tx: &mut Tx<'_>, shape: &Shape, each: &mut dyn FnMut(Vec<Json>) -> Result<()>) -> Result<()> {
     let columns: Vec<String> =
@@ -86,7 +78,7 @@ fn rows(tx: &mut Tx<'_>, shape: &Shape, each: &mut dyn FnMut(Vec<Json>) -> Resul
         let full = page.len() == PAGE;
         for row in page {
             after = row.first().cloned();
-            each(row.into_iter().map(json).collect())?;
+            each(row.into_iter().map(Value::json).collect())?;
         }
         if !full {
             return Ok(());
@@ -96,7 +88,7 @@ fn rows(tx: &mut Tx<'_>, shape: &Shape, each: &mut dyn FnMut(Vec<Json>) -> Resul
 
 fn wakes(tx: &mut Tx<'_>, each: &mut dyn FnMut(Vec<Json>) -> Result<()>) -> Result<()> {
     let rows = tx.connection.query("SELECT kind, object FROM allod_outbox ORDER BY seq", &[])?;
-    rows.into_iter().try_for_each(|row| each(row.into_iter().map(json).collect()))
+    rows.into_iter().try_for_each(|row| each(row.into_iter().map(Value::json).collect()))
 }
 
 /// Walks through everything; answers what there is.

@@ -272,16 +272,10 @@ impl crate::Store {
         if seqs.is_empty() {
             return Ok(());
         }
-        let list = serde_json::to_string(&seqs).map_err(Error::internal)?;
+        let list: Vec<Value> = seqs.iter().map(|seq| Value::Int(*seq)).collect();
         self.write(move |tx| {
-            let postgres = tx.connection.postgres();
-            let mut sql = Sql::new("DELETE FROM allod_outbox WHERE seq IN (SELECT ", postgres);
-            if postgres {
-                sql.push("CAST(jsonb_array_elements_text(CAST(CAST(").bind(Value::Text(list.clone()));
-                sql.push(" AS TEXT) AS JSONB)) AS BIGINT))");
-            } else {
-                sql.push("value FROM json_each(").bind(Value::Text(list.clone())).push("))");
-            }
+            let mut sql = Sql::new("DELETE FROM allod_outbox WHERE ", tx.connection.postgres());
+            sql.is_one_of("seq", list.clone());
             tx.change(&sql)?;
             Ok(())
         })

@@ -560,6 +560,8 @@ impl ToSql for Value {
             Value::Int(n) if *ty == Type::INT4 => i32::try_from(*n)?.to_sql(ty, out),
             Value::Int(n) => n.to_sql(ty, out),
             Value::Text(text) => text.as_str().to_sql(ty, out),
+            // An array of the type.
+            Value::List(values) => values.to_sql(ty, out),
         }
     }
 

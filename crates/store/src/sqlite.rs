@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use base::{Clock, Error, Result, Timestamp};
 use parking_lot::Mutex;
-use rusqlite::types::ValueRef;
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{ErrorCode, OpenFlags};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -346,11 +346,13 @@ impl Handle {
 }
 
 impl rusqlite::ToSql for Value {
-    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
-        Ok(rusqlite::types::ToSqlOutput::Borrowed(match self {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
             Value::Null => ValueRef::Null,
             Value::Int(n) => ValueRef::Integer(*n),
             Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            // For `json_each`.
+            list @ Value::List(_) => return Ok(ToSqlOutput::from(list.clone().json().to_string())),
         }))
     }
 }

@@ -551,12 +551,7 @@ fn record<R: Resource>(resource: &R, columns: &[&'static str]) -> Result<serde_j
     map.insert("body".into(), body.into());
     map.insert("held".into(), resource.meta().revision.into());
     for (column, value) in columns.iter().zip(values) {
-        let value = match value {
-            Value::Null => serde_json::Value::Null,
-            Value::Int(n) => n.into(),
-            Value::Text(text) => text.into(),
-        };
-        map.insert((*column).to_owned(), value);
+        map.insert((*column).to_owned(), value.json());
     }
     Ok(serde_json::Value::Object(map))
 }

@@ -12,6 +12,8 @@ pub enum Value {
     Int(i64),
     /// Text; lists and maps are their JSON.
     Text(String),
+    /// Values of one kind, to look for any of them; no column holds such.
+    List(Vec<Value>),
 }
 
 impl Value {
@@ -55,7 +57,17 @@ impl Value {
         match self {
             Value::Text(text) => text,
             Value::Int(n) => n.to_string(),
-            Value::Null => String::new(),
+            Value::Null | Value::List(_) => String::new(),
+        }
+    }
+
+    /// In JSON.
+    pub(crate) fn json(self) -> serde_json::Value {
+        match self {
+            Value::Null => serde_json::Value::Null,
+            Value::Int(n) => n.into(),
+            Value::Text(text) => text.into(),
+            Value::List(values) => values.into_iter().map(Value::json).collect(),
         }
     }
 }

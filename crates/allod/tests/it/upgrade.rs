@@ -265,7 +265,13 @@ async fn more(books: &Books, answers: usize, servers: usize) {
     let (answered, made) = told();
     let deadline = Instant::now() + Duration::from_secs(60);
     while told().0 < answered + answers || told().1 < made + servers {
-        assert!(Instant::now() < deadline, "{:?} after {:?}: {:?}", told(), (answered, made), failures(books));
+        assert!(
+            Instant::now() < deadline,
+            "{:?} after {:?}: {:?}",
+            told(),
+            (answered, made),
+            failures(books)
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
