@@ -24,8 +24,8 @@ use crate::reports::News;
 
 /// How long an agent's question for a newer spec is held.
 const LONG_POLL: Duration = Duration::from_secs(30);
-/// How often the moment of the last report is written down.
-const SEEN_EVERY: i64 = 20;
+/// How often at least the moment of the last report is written down: other replicas, and the next process, know only that.
+const SEEN_EVERY: Duration = Duration::from_secs(20);
 /// How often reports are looked at as if they were new, against changes that were missed.
 const FULL_EVERY: i64 = 60;
 
@@ -326,7 +326,8 @@ impl State {
             let same = |c: &HostCapacity| HostCapacity { disk_free_gib: 0, ..c.clone() };
             let known = told.capacity.as_ref().is_some_and(|c| same(c) == same(&report.capacity))
                 && told.version == report.version;
-            (known, told.written.is_none_or(|w| now > w.plus_secs(SEEN_EVERY)))
+            let every = SEEN_EVERY.min(self.config.down_after / 4);
+            (known, told.written.is_none_or(|w| now > w.plus(every)))
         };
         if known && !due {
             return Ok(());

@@ -36,7 +36,7 @@ impl State {
         self.store
             .write(move |tx| {
                 let host = tx.get::<Host>(&id)?;
-                let host = host.ok_or_else(|| Error::conflict("This host has not reported yet."))?;
+                let mut host = host.ok_or_else(|| Error::conflict("This host has not reported yet."))?;
                 if host.forced_down {
                     return Err(Error::forbidden(format!("Host {} was declared dead.", host.name)));
                 }
@@ -48,6 +48,9 @@ impl State {
                         host.spec_generation
                     )));
                 }
+                // Other replicas know only by the row that it lives.
+                host.seen_at = host.seen_at.max(now);
+                tx.update_status(&mut host)?;
                 match lease {
                     Some(mut lease) => {
                         lease.until = lease.until.max(until);
