@@ -2,19 +2,28 @@
 """Several hosts for real: `hosts.py ALLOD IMAGE [--keep-logs] [--work DIR]`.
 
 Three hosts as namespaces (network, mounts, processes, name) of one machine, each with its own agent, switch and
-ovn-controller. h1 runs `allod up`; h2 and h3 join with tokens. Guests on all three reach each other through tunnels whose
+ovn-controller. h1 runs `allod up`; h2 and h3 join with tokens. A fourth machine without guests has another replica of the
+server, on the same PostgreSQL behind one balancer, which takes everything over when that of h1 stands still. Guests on all three reach each other through tunnels whose
 packets are counted, one is reached by floating IP through another host; a host is cut off with its agent dead, its guest
 stands still, is evacuated when that is proved and not before, and does not run twice when the host comes back. Needs root.
 Leaves nothing behind, and checks that.
 """
-import argparse, base64, json, os, re, shutil, signal, socket, struct, subprocess, sys, tempfile, threading, time
+import argparse, base64, glob, json, os, re, shutil, signal, socket, struct, subprocess, sys, tempfile, threading, time
 
 from common import Failed, open_, sh, until
 
 LEASE, MARGIN, DOWN, CERTIFICATE = 9, 3, 14, 45
-CONFIG = f'''listen = "10.77.0.1:8443"
-underlay = "under0"
+BALANCER = '10.77.0.254'
+CONFIG = f'''listen = "10.77.0.%(number)d:8443"
+public_url = "https://{BALANCER}:8443"
+names = ["{BALANCER}"]
+database = "%(database)s"
 bcrypt_rounds = 4
+%(more)s
+[replica]
+shared_dir = "%(shared)s"
+lease_secs = 3
+ovn_agent = "%(ovn_agent)s"
 
 [hosts]
 lease_secs = {LEASE}
@@ -78,6 +87,60 @@ class Host:
         return next((p for p, line in self.inside().items() if line.startswith('qemu-system') and f'-uuid {server}' in line), None)
 
 
+class Database:
+    """PostgreSQL of its own, reached by a socket that all hosts see."""
+    def __init__(self, work):
+        self.bin, self.dir = sorted(glob.glob('/usr/lib/postgresql/*/bin'))[-1], work + '/pg'
+        os.mkdir(self.dir); shutil.chown(self.dir, 'postgres')
+        self.drop = ['setpriv', '--reuid=postgres', '--regid=postgres', '--clear-groups']
+        sh(*self.drop, self.bin + '/initdb', '-D', self.dir + '/data', '-U', 'allod', '-A', 'trust', '--no-instructions', cwd='/')
+        log = open(work + '/postgres.log', 'w')
+        self.process = subprocess.Popen([*self.drop, self.bin + '/postgres', '-D', self.dir + '/data', '-c', 'listen_addresses=', '-k', self.dir], stdout=log, stderr=log, cwd='/')
+        until('PostgreSQL answers', lambda: subprocess.run([self.bin + '/pg_isready', '-q', '-h', self.dir, '-U', 'allod']).returncode == 0, 30)
+        self.url = 'postgresql://allod@/postgres?host=' + self.dir.replace('/', '%2F')
+
+    def stop(self): self.process.send_signal(signal.SIGINT); self.process.wait(30)
+
+
+class Balancer:
+    """Passes TCP on to the first of its backends, in the namespace outside of the hosts."""
+    def __init__(self, backends):
+        self.backends, self.open = backends, []
+        self.listener = socket.create_server((BALANCER, 8443), backlog=128)
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def lead_to(self, *backends):
+        """Connections to others end."""
+        self.backends = list(backends)
+        for client, server, to in self.open:
+            if to not in backends:
+                for s in (client, server):
+                    try: s.shutdown(socket.SHUT_RDWR)
+                    except OSError: pass
+
+    def run(self):
+        while True:
+            client, _ = self.listener.accept()
+            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+
+    def serve(self, client):
+        for to in list(self.backends):
+            try: server = socket.create_connection(to, timeout=2)
+            except OSError: continue
+            server.settimeout(None); self.open.append((client, server, to))
+            threading.Thread(target=self.pump, args=(client, server), daemon=True).start()
+            self.pump(server, client); return
+        client.close()
+
+    def pump(self, source, sink):
+        try:
+            while data := source.recv(65536): sink.sendall(data)
+        except OSError: pass
+        for s in (source, sink):
+            try: s.shutdown(socket.SHUT_RDWR)
+            except OSError: pass
+
+
 class World:
     def __init__(self, allod, image, work):
         self.allod, self.image, self.work, self.begin = allod, image, work, time.time()
@@ -86,7 +149,9 @@ class World:
             sh('ip', 'link', 'add', bridge, 'type', 'bridge'); sh('ip', 'link', 'set', bridge, 'up')
         sh('ip', 'address', 'add', '10.77.0.254/24', 'dev', 'mgmt')
         sh('ethtool', '-K', 'mgmt', 'tx', 'off')
-        self.h1, self.h2, self.h3 = self.hosts = [Host(self, n) for n in (1, 2, 3)]
+        self.h1, self.h2, self.h3, self.h4 = self.hosts = [Host(self, n) for n in (1, 2, 3, 4)]
+        self.database = Database(work)
+        self.balancer = Balancer([('10.77.0.1', 8443), ('10.77.0.4', 8443)])
         # Floating addresses answer at h1.
         sh('ip', 'route', 'add', '172.24.4.0/24', 'via', '10.77.0.1')
         self.tunnelled = {}
@@ -148,12 +213,18 @@ class World:
 
 
 def join(w):
-    config = os.path.join(w.work, 'allod.toml'); open(config, 'w').write(CONFIG)
-    w.h1.sh(w.allod, 'up', '--state', w.h1.state, '--config', config, '--detach', timeout=200)
+    def config(host, more, ovn_agent):
+        path = f'{w.work}/{host.name}.toml'
+        with open(path, 'w') as f: f.write(CONFIG % {'number': host.number, 'database': w.database.url, 'shared': w.work + '/shared', 'more': more, 'ovn_agent': ovn_agent})
+        return path
+    w.h1.sh(w.allod, 'up', '--state', w.h1.state, '--config', config(w.h1, 'underlay = "under0"\nagent_listen = "10.77.0.1:9105"', ''), '--detach', timeout=200)
+    log = open(f'{w.work}/h4-server.log', 'a')
+    w.h4.agents.append(subprocess.Popen(w.h4.command('setsid', w.allod, 'server', '--state', w.h4.state, '--config', config(w.h4, '', 'https://10.77.0.1:9105')), stdout=log, stderr=log))
+    until('the replica listens', lambda: os.path.exists(w.h4.state + '/run/listening'), 60)
     os.environ['OS_CLIENT_CONFIG_FILE'] = os.path.join(w.h1.state, 'clouds.yaml')
     import openstack
     w.admin = openstack.connect(cloud='allod-admin', compute_default_microversion='2.90')
-    w.say('h1 is up')
+    w.say('h1 is up, and a replica on h4')
     token = lambda ttl='1h': w.h1.sh(w.allod, 'host', 'token', '--state', w.h1.state, '--ttl', ttl).strip()
     def refused(what, token, *more):
         p = subprocess.run(w.h2.command(w.allod, 'agent', '--state', w.work + '/refused', '--join', token, *more), capture_output=True, text=True, timeout=30)
@@ -167,14 +238,15 @@ def join(w):
     refused('another CA', forged(ca='0' * 64))
     refused('a name that is taken', good, '--name', 'h1')
     time.sleep(1.1); refused('an expired token', short)
-    stored = subprocess.run(['grep', '-c', parts['secret'], *(f'{w.h1.state}/db/{f}' for f in os.listdir(w.h1.state + '/db'))], capture_output=True, text=True)
+    stored = subprocess.run(['grep', '-rc', parts['secret'], w.database.dir + '/data/base', w.database.dir + '/data/pg_wal'], capture_output=True, text=True)
     if stored.returncode == 0: raise Failed(f'the secret is stored: {stored.stdout}')
     w.h2.agent('--join', good, '--underlay', 'under0'); w.h3.agent('--join', token(), '--underlay', 'under0')
     for host in (w.h2, w.h3): until(f'{host.name} joined', lambda: os.path.exists(host.state + '/member.json'), 30)
     w.first = {host: host.certificate() for host in (w.h2, w.h3)}
     # The next ones live longer: a host that is away for longer than its certificate lives cannot come back by itself.
-    config = json.load(open(w.h1.state + '/config.json')); config.setdefault('hosts', {})['certificate_secs'] = 3600
-    with open(w.h1.state + '/config.json', 'w') as f: json.dump(config, f)
+    for state in (w.h1.state, w.h4.state):
+        config = json.load(open(state + '/config.json')); config.setdefault('hosts', {})['certificate_secs'] = 3600
+        with open(state + '/config.json', 'w') as f: json.dump(config, f)
     refused('a used token', good, '--name', 'h4')
     until('three hosts', lambda: sorted(h.name for h in w.admin.compute.hypervisors() if h.state == 'up') == ['h1', 'h2', 'h3'], 60)
     for host in (w.h2, w.h3):
@@ -239,6 +311,37 @@ def certificates(w):
     w.say(f'certificates were renewed before their end: {w.first[w.h3]} became {w.h3.certificate()}')
 
 
+def replica(w):
+    """The server beside the databases stands still: the other one does everything, networks included."""
+    pki = w.h2.state + '/pki'
+    curl = lambda *c: w.h2.sh('curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '--cacert', pki + '/ca.crt', *c, '-H', 'Connection: Upgrade', '-H', 'Upgrade: ovsdb',
+                              'https://10.77.0.1:9105/agent/v1/ovsdb')
+    for who in ((), ('--cert', pki + '/host.crt', '--key', pki + '/host.key')):
+        if (code := curl(*who)) != '401': raise Failed(f'the OVN databases answer {code} to {who}')
+    server = int(open_(w.h1.state + '/run/server.pid').split()[0])
+    w.h1.sh('kill', '-STOP', str(server)); w.balancer.lead_to(('10.77.0.4', 8443)); began = time.time()
+    n = w.admin.network
+    net = until('the other replica answers', lambda: attempt(lambda: n.create_network(name='three')), 30)
+    sub = n.create_subnet(network_id=net.id, ip_version=4, cidr='10.32.0.0/24')
+    n.add_interface_to_router(n.find_router('r'), subnet_id=sub.id)
+    w.say(f'the server of h1 stands still; the replica took a network {time.time() - began:.1f} s later')
+    made = w.active(w.server('d', 'h3', net)); fip = w.floating(made)
+    until('SSH to a guest of the other replica', lambda: w.ssh(fip, 'cat /root/ran').strip() == 'user data of d', 120)
+    until('it reaches one that was there', lambda: ' 0% packet loss' in w.ssh(fip, f'ping -c3 -i 0.2 -W2 {w.fixed["a"]}', ok=False), 30)
+    w.say('a guest in it answers through its floating IP and reaches guests that were there')
+    w.h1.sh('kill', '-CONT', str(server)); w.balancer.lead_to(('10.77.0.1', 8443), ('10.77.0.4', 8443))
+    w.admin.compute.delete_server(made.id); w.admin.compute.wait_for_delete(made, interval=.3, wait=60)
+    n.remove_interface_from_router(n.find_router('r'), subnet_id=sub.id); n.delete_network(net.id)
+    until('the server of h1 is back', lambda: all(w.service(h).state == 'up' for h in ('h1', 'h2', 'h3')), 60)
+    if w.double: raise Failed(f'ran twice: {w.double[:3]}')
+    w.say('the server of h1 came back; the guest and its network are gone again')
+
+
+def attempt(work):
+    try: return work()
+    except Exception: return None
+
+
 def loss(w):
     c = w.admin.compute
     ports = lambda: [(p.id, p.mac_address, p.fixed_ips[0]['ip_address']) for p in w.admin.network.ports(device_id=w.b.id)]
@@ -299,6 +402,9 @@ def removal(w):
 
 
 def purge(w):
+    for pid, line in w.h4.inside().items():
+        if 'allod server' in line: os.kill(pid, signal.SIGTERM)
+    if left := until_empty(w.h4): raise Failed(f'h4: the replica does not end: {left}')
     for host in (w.h3, w.h2, w.h1):
         host.sh(w.allod, 'down', '--state', host.state, '--purge', timeout=120)
         for agent in host.agents: agent.wait(30)
@@ -320,7 +426,7 @@ def until_empty(host):
     return left
 
 
-STEPS = [join, southbound, guests, certificates, loss, removal, purge]
+STEPS = [join, southbound, guests, certificates, replica, loss, removal, purge]
 
 
 def inside(a):
@@ -335,7 +441,7 @@ def inside(a):
         import traceback
         traceback.print_exc()
         print(f'FAILED: {type(e).__name__}: {e}', flush=True)
-        for log in ('h1/log/server.log', 'h1/log/agent.log', 'h2-agent.log', 'h3-agent.log'):
+        for log in ('h1/log/server.log', 'h1/log/agent.log', 'h2-agent.log', 'h3-agent.log', 'h4-server.log'):
             print(f'--- {log}'); print(''.join(open_(f'{a.work}/{log}').splitlines(True)[-20:]))
         print('0 passed, 1 failed')
         if a.hold: print('held: press ^C'); signal.pause()

@@ -157,6 +157,7 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     tokio::spawn(metrics.clone().upkeep());
     let serving = if member.is_none() {
         let routes = crate::status::agent_routes(agent.clone(), metrics);
+        let routes = routes.merge(crate::ovn_access::routes(engines.socket()));
         tokio::spawn(serve_metrics(state, &state.config()?, routes, stopped.clone()).await?)
     } else {
         // A joined host has no certificate with which it could serve: its own must not pass for a server's.
@@ -177,7 +178,8 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     Ok(())
 }
 
-/// The agent's own listener: metrics, for holders of a certificate of this cloud. The address is in `run/agent-listening`.
+/// The agent's own listener: metrics, for holders of a certificate of this cloud, and the network databases, for other
+/// servers. The address is in `run/agent-listening`.
 async fn serve_metrics(
     state: &State,
     config: &Config,

@@ -108,11 +108,13 @@ pub struct Replica {
     pub address: String,
     /// How long a replica's part of the work waits for it before others take it over.
     pub lease_secs: u32,
+    /// URL of the agent at the OVN databases (its `agent_listen`); empty = they are on this machine.
+    pub ovn_agent: String,
 }
 
 impl Default for Replica {
     fn default() -> Self {
-        Replica { shared_dir: None, address: String::new(), lease_secs: 10 }
+        Replica { shared_dir: None, address: String::new(), lease_secs: 10, ovn_agent: String::new() }
     }
 }
 

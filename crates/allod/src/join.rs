@@ -203,7 +203,17 @@ async fn token(
 
 /// Where hosts reach the Southbound database; `None` where no other host can join.
 pub async fn southbound(state: &State, config: &Config) -> Result<Option<SocketAddr>> {
-    if config.underlay.is_empty() || config.sim_hosts > 0 {
+    if config.sim_hosts > 0 {
+        return Ok(None);
+    }
+    if !config.replica.ovn_agent.is_empty() {
+        let url = reqwest::Url::parse(&config.replica.ovn_agent).context("`replica.ovn_agent` is no URL")?;
+        let host = url.host_str().context("`replica.ovn_agent` names no host")?;
+        let host = host.trim_matches(['[', ']']);
+        let mut found = tokio::net::lookup_host((host, config.hosts.southbound_port)).await?;
+        return Ok(Some(found.next().with_context(|| format!("{host} has no address"))?));
+    }
+    if config.underlay.is_empty() {
         return Ok(None);
     }
     let ip = config.listen.ip();
@@ -219,7 +229,7 @@ pub async fn southbound(state: &State, config: &Config) -> Result<Option<SocketA
 pub async fn give(state: &State, ttl: &str) -> Result<()> {
     let seconds = seconds(ttl)?;
     let config = state.config()?;
-    if config.underlay.is_empty() {
+    if config.underlay.is_empty() && config.replica.ovn_agent.is_empty() {
         bail!("this cloud has no `underlay` in its configuration: other hosts could not reach its guests");
     }
     let pki = pki(state)?;

@@ -37,6 +37,8 @@ mod member;
 #[cfg(feature = "server")]
 mod moving;
 #[cfg(feature = "server")]
+mod ovn_access;
+#[cfg(feature = "server")]
 mod pki;
 #[cfg(feature = "server")]
 mod process;

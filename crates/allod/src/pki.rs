@@ -181,9 +181,14 @@ impl Pki {
 
     /// An HTTP client that speaks for a replica of the server.
     pub fn replica_client(&self) -> Result<reqwest::Client> {
+        http(self.replica_tls()?)
+    }
+
+    /// With what a replica of the server speaks to others.
+    pub fn replica_tls(&self) -> Result<rustls::ClientConfig> {
         let san = SanType::URI(REPLICA.try_into()?);
         self.leaf("replica", vec![san], ExtendedKeyUsagePurpose::ClientAuth)?;
-        self.client(Some((certificate(&self.path("replica.crt"))?, key(&self.path("replica.key"))?)))
+        self.client_tls(Some((certificate(&self.path("replica.crt"))?, key(&self.path("replica.key"))?)))
     }
 
     /// An HTTP client that trusts only this cloud.
@@ -195,10 +200,17 @@ impl Pki {
         &self,
         identity: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
     ) -> Result<reqwest::Client> {
+        http(self.client_tls(identity)?)
+    }
+
+    fn client_tls(
+        &self,
+        identity: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    ) -> Result<rustls::ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(certificate(&self.path("ca.crt"))?)?;
         let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
-        http(match identity {
+        Ok(match identity {
             Some((cert, key)) => builder.with_client_auth_cert(vec![cert], key)?,
             None => builder.with_no_client_auth(),
         })

@@ -250,11 +250,9 @@ fn network_backend(state: &State, config: &Config) -> Backend {
         let fleet = Arc::new(Fleet::default());
         return Backend { driver: fleet.fabric.clone(), fleet: Some(fleet) };
     }
-    let socket = ovn::engines::socket(state.dir());
-    Backend {
-        driver: Arc::new(ovn::Backend::connect(&socket, &socket, ovn::backend::Config::from_host())),
-        fleet: None,
-    }
+    let remotes = || vec![crate::ovn_access::remote(state, config)];
+    let driver = ovn::Backend::with_remotes(remotes(), remotes(), ovn::backend::Config::from_host());
+    Backend { driver: Arc::new(driver), fleet: None }
 }
 
 /// The ledger of a simulated host lasts as long as its guests do: no longer than this process.

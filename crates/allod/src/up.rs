@@ -48,6 +48,8 @@ pub async fn up(state: &State, options: Options) -> Result<()> {
     state.keep(&config)?;
     me()?.write(&state.path("run/up.pid"))?;
     let _ = fs::remove_file(state.path("ready"));
+    // Before the roles start: the agent must not make a CA where there is one to share.
+    crate::shared::join(state, &config)?;
     bootstrap::secrets(state, &config)?;
     let mut roles = vec!["server"];
     if config.sim_hosts == 0 {

@@ -4,10 +4,12 @@
 //! reading from a client that does not read, so waiting on either side would be a deadlock.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::BytesMut;
 use parking_lot::RwLock;
 use serde_json::{Map, Value as Json, json};
@@ -29,13 +31,40 @@ const OUT_LIMIT: usize = 4 << 20;
 /// Changes kept for a slow listener before it is told that it lost some.
 const CHANGES: usize = 1024;
 
+/// A connection that somebody else made.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Makes connections to a database that is reached in a way of its own, e.g. through an authenticated tunnel.
+#[async_trait]
+pub trait Dial: Send + Sync + std::fmt::Debug {
+    /// One connection.
+    ///
+    /// # Errors
+    /// Where there is none now; it is asked again.
+    async fn dial(&self) -> io::Result<Box<dyn Stream>>;
+}
+
 /// Where a database listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Remote {
     /// A unix socket.
     Unix(PathBuf),
     /// `HOST:PORT`.
     Tcp(String),
+    /// Where this leads.
+    Through(Arc<dyn Dial>),
+}
+
+impl Remote {
+    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Remote::Unix(path) => Box::new(tokio::net::UnixStream::connect(path).await?),
+            Remote::Tcp(address) => Box::new(tokio::net::TcpStream::connect(address).await?),
+            Remote::Through(way) => way.dial().await?,
+        })
+    }
 }
 
 impl From<&Path> for Remote {
@@ -193,15 +222,9 @@ async fn run(config: Arc<Config>, shared: Arc<Shared>, mut calls: mpsc::Receiver
     for attempt in 0_usize.. {
         let Some(remote) = config.remotes.get(attempt % config.remotes.len().max(1)) else { return };
         let began = Instant::now();
-        let ended = match remote {
-            Remote::Unix(path) => match tokio::net::UnixStream::connect(path).await {
-                Ok(stream) => serve(stream, &config, &shared, &mut calls).await,
-                Err(e) => Err(Error::Disconnected(e.to_string())),
-            },
-            Remote::Tcp(address) => match tokio::net::TcpStream::connect(address).await {
-                Ok(stream) => serve(stream, &config, &shared, &mut calls).await,
-                Err(e) => Err(Error::Disconnected(e.to_string())),
-            },
+        let ended = match remote.connect().await {
+            Ok(stream) => serve(stream, &config, &shared, &mut calls).await,
+            Err(e) => Err(Error::Disconnected(e.to_string())),
         };
         let was_up = shared.connected.send_replace(false);
         match ended {

@@ -13,7 +13,7 @@ pub mod schema;
 pub mod txn;
 pub mod value;
 
-pub use client::{Client, Config, Remote};
+pub use client::{Client, Config, Dial, Remote, Stream};
 pub use replica::{Change, Replica, Row, Watch};
 pub use schema::Schema;
 pub use txn::{Ref, Txn};
