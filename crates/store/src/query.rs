@@ -345,8 +345,22 @@ impl Sql {
     /// ` AND (…)`: what comes after a row with these sort values.
     pub fn after<R: Resource>(&mut self, query: &Query, row: &[Value], id: &str) -> Result<()> {
         let sort = query.order_by();
+        let order = id_order(query);
+        if sort.iter().all(|(_, other)| *other == order) {
+            // As one comparison of rows an index begins right at the marker, however many rows share its sort values.
+            self.push(" AND (");
+            for (name, _) in sort {
+                self.push(&sortable::<R>(name)?).push(", ");
+            }
+            self.push(if order == Order::Asc { "id) > (" } else { "id) < (" });
+            for j in 0..sort.len() {
+                self.bind(row.get(j).cloned().unwrap_or(Value::Null)).push(", ");
+            }
+            self.bind(Value::Text(id.to_owned())).push(")");
+            return Ok(());
+        }
         if let Some(((name, order), value)) = sort.first().zip(row.first()) {
-            // Implied by what follows; with it an index begins at the marker.
+            // Implied by what follows; with it an index begins at the first row of the marker's value.
             let operator = if *order == Order::Asc { " >= " } else { " <= " };
             self.push(" AND ").push(&sortable::<R>(name)?).push(operator).bind(value.clone());
         }
@@ -366,7 +380,7 @@ impl Sql {
                 self.bind(value).push(if j < i { " AND " } else { "" });
             }
             if i == sort.len() {
-                self.push(if id_order(query) == Order::Asc { "id > " } else { "id < " });
+                self.push(if order == Order::Asc { "id > " } else { "id < " });
                 self.bind(Value::Text(id.to_owned()));
             }
             self.push(")");

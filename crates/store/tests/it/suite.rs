@@ -198,6 +198,8 @@ pub async fn paging_visits_everything_once(store: Store) {
         vec![],
         vec![("size", Order::Asc)],
         vec![("size", Order::Desc)],
+        vec![("size", Order::Asc), ("address", Order::Asc)],
+        vec![("address", Order::Desc), ("size", Order::Desc)],
         vec![("address", Order::Asc), ("size", Order::Desc)],
         vec![("created_at", Order::Desc)],
     ] {
