@@ -111,12 +111,45 @@ fn keystone_version(base: &str) -> Value {
     })
 }
 
-/// Keystone: `/` (300, `versions.values`) and `/v3` (200).
-pub fn keystone<S: Service>() -> Vec<Op<S>> {
+/// Keystone: `/` (300, `versions.values`) and `/v3` (200); to who prefers it the JSON Home document, which `home` makes for
+/// paths below a prefix.
+pub fn keystone<S: Service>(home: fn(&str) -> Value) -> Vec<Op<S>> {
+    let op = move |path: &'static str, prefix: &'static str, status: u16, make: fn(&str) -> Value| {
+        let handler = move |cx: Ctx<S>, req: Request<()>| {
+            let reply = match prefers_home(req.header("accept").unwrap_or_default()) {
+                true => Reply::bytes("application/json-home", home(prefix).to_string()).status(200),
+                false => Reply::json(&make(cx.base_url())),
+            };
+            async move { Ok(reply.header("vary", "Accept")) }
+        };
+        Op::get(path, "", handler).public().status(status).summary("Which versions there are.")
+    };
     vec![
-        document("/", 300, |cx: &Ctx<S>| json!({"versions": {"values": [keystone_version(cx.base_url())]}})),
-        document("/v3", 200, |cx: &Ctx<S>| json!({"version": keystone_version(cx.base_url())})),
+        op("/", "/v3", 300, |base| json!({"versions": {"values": [keystone_version(base)]}})),
+        op("/v3", "", 200, |base| json!({"version": keystone_version(base)})),
     ]
+}
+
+/// Whether an `Accept` header likes JSON Home better than JSON.
+fn prefers_home(accept: &str) -> bool {
+    let quality = |wanted: &str| {
+        let mut best = 0.0;
+        for item in accept.split(',') {
+            let mut parts = item.split(';').map(str::trim);
+            let fits = parts
+                .next()
+                .is_some_and(|t| t.eq_ignore_ascii_case(wanted) || t == "*/*" || t == "application/*");
+            let quality =
+                parts.find_map(|p| p.strip_prefix("q=")).map_or(Some(1.0), |q| q.parse::<f64>().ok());
+            if let (true, Some(quality)) = (fits, quality)
+                && quality > best
+            {
+                best = quality;
+            }
+        }
+        best
+    };
+    quality("application/json-home") > quality("application/json")
 }
 
 /// Placement: `/` (200).

@@ -10,6 +10,35 @@ fn mounted(dialect: &'static Dialect, ops: Vec<Op<Things>>) -> Client {
     Client::new(axum::Router::new().nest_service("/things", api::router(state(dialect, settings()), ops)))
 }
 
+fn home(prefix: &str) -> serde_json::Value {
+    serde_json::json!({"resources": {"r": {"href": format!("{prefix}/things")}}})
+}
+
+#[tokio::test]
+async fn who_prefers_json_home_gets_it() {
+    let client = mounted(&KEYSTONE, api::versions::keystone(home));
+    for (accept, path, href) in [
+        ("application/json-home", "", "/v3/things"),
+        ("application/json-home", "/v3", "/things"),
+        ("text/html, application/json-home;q=0.5, */*; q=0.1", "/v3", "/things"),
+    ] {
+        let client = client.with_header("accept", accept);
+        let answer = client.get(&format!("/things{path}")).await.expect(200);
+        assert_eq!(answer.header("content-type"), "application/json-home");
+        assert_eq!(answer.text_at("/resources/r/href"), href, "{accept} {path}");
+    }
+    for accept in [
+        "",
+        "*/*",
+        "application/json",
+        "application/json-home, application/json",
+        "application/json-home;q=x",
+    ] {
+        let answer = client.with_header("accept", accept).get("/things/v3").await.expect(200);
+        assert_eq!(answer.text_at("/version/id"), "v3.14", "{accept}");
+    }
+}
+
 #[tokio::test]
 async fn roots_answer_with_and_without_slash_and_without_token() {
     for (dialect, ops, path, status, id, version) in [
@@ -21,8 +50,8 @@ async fn roots_answer_with_and_without_slash_and_without_token() {
         (&NEUTRON, api::versions::neutron(), "", 200, "/versions/0/id", "v2.0"),
         (&GLANCE, api::versions::glance(), "", 300, "/versions/0/status", "CURRENT"),
         (&GLANCE, api::versions::glance(), "/versions", 200, "/versions/1/status", "SUPPORTED"),
-        (&KEYSTONE, api::versions::keystone(), "", 300, "/versions/values/0/status", "stable"),
-        (&KEYSTONE, api::versions::keystone(), "/v3", 200, "/version/id", "v3.14"),
+        (&KEYSTONE, api::versions::keystone(home), "", 300, "/versions/values/0/status", "stable"),
+        (&KEYSTONE, api::versions::keystone(home), "/v3", 200, "/version/id", "v3.14"),
         (&PLACEMENT, api::versions::placement(), "", 200, "/versions/0/max_version", "1.39"),
     ] {
         let client = mounted(dialect, ops);

@@ -13,6 +13,7 @@ mod endpoint_filter;
 mod federation;
 mod grants;
 mod groups;
+mod json_home;
 mod limits;
 mod oauth1;
 mod oauth2;
@@ -46,7 +47,7 @@ pub(crate) type Cx = Ctx<State>;
 
 /// All operations of the identity service.
 pub fn ops() -> Vec<Op<State>> {
-    let mut ops = versions::keystone();
+    let mut ops = versions::keystone(json_home::document);
     ops.extend(auth::ops());
     ops.extend(users::ops());
     ops.extend(groups::ops());

@@ -9,6 +9,7 @@ mod extensions;
 mod federation;
 mod grants;
 mod import;
+mod json_home;
 mod jws;
 mod limits;
 mod managers;
