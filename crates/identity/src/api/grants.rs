@@ -1,5 +1,7 @@
 //! Grants: a role for a user or group on a project, a domain or the system; also those inherited to projects below.
 
+use std::collections::BTreeSet;
+
 use ::api::{Op, Reply, Request, Target};
 use base::{DomainId, Error, GroupId, ProjectId, Result, RoleId, UserId};
 use store::Query;
@@ -7,7 +9,7 @@ use store::Query;
 use super::{Cx, domains, enforce, groups, listed, projects, roles, users};
 use crate::directory;
 use crate::logic::inference::closure;
-use crate::model::{Actor, Assignment, Domain, Group, Place, Project, Role, User};
+use crate::model::{Actor, Assignment, Domain, Group, Place, Project, Role, Trust, User};
 use crate::state::State;
 use crate::words::{no_domain, no_group, no_project, no_role, no_user};
 
@@ -242,7 +244,12 @@ pub(super) async fn not_of_administrators(cx: &Cx, actor: Actor) -> Result<()> {
                 Actor::User(id) => directory::assignments_of(tx, id)?,
                 Actor::Group(id) => tx.list::<Assignment>(&Query::new().eq("group_id", id))?,
             };
-            let roles = held.iter().map(|a| a.role_id.clone()).collect();
+            let mut roles: BTreeSet<RoleId> = held.iter().map(|a| a.role_id.clone()).collect();
+            if let Actor::User(id) = &actor {
+                // A trustee has what the trust lends.
+                let trusts = tx.list::<Trust>(&Query::new().eq("trustee_user_id", id))?;
+                roles.extend(trusts.into_iter().flat_map(|t| t.roles));
+            }
             let admin = directory::expand(tx, &roles)?.iter().any(|r| r.name == "admin");
             Ok(admin || held.iter().any(|a| a.place() == Place::System))
         })

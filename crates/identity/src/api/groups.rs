@@ -134,6 +134,7 @@ async fn show(cx: Cx, req: Request<()>) -> Result<Reply> {
 async fn update(cx: Cx, req: Request<Doc<GroupUpdate>>) -> Result<Reply> {
     let mut fields = req.body.check()?;
     let held = allowed(&cx, &req).await?;
+    not_of_administrators(&cx, Actor::Group(held.id.clone())).await?;
     fields.same_id(held.id.as_str())?;
     if fields.text("domain_id").is_some_and(|d| d != held.domain_id.as_str()) {
         return Err(Error::bad_request("Invalid input for field 'domain_id': Cannot change Domain ID"));
@@ -167,6 +168,7 @@ pub(super) fn remove(tx: &mut Tx<'_>, id: &GroupId) -> Result<()> {
 
 async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
     let id = allowed(&cx, &req).await?.id;
+    not_of_administrators(&cx, Actor::Group(id.clone())).await?;
     cx.write(move |tx| {
         directory::group(tx, &id)?;
         remove(tx, &id)
@@ -232,6 +234,7 @@ async fn check(cx: Cx, req: Request<()>) -> Result<Reply> {
 
 async fn take_out(cx: Cx, req: Request<()>) -> Result<Reply> {
     let (group, user) = pair(&cx, &req).await?;
+    not_of_administrators(&cx, Actor::Group(group.clone())).await?;
     cx.write(move |tx| {
         if !tx.delete::<Membership>(&Membership::id_of(&user, &group))? {
             return Err(not_in(&user, &group));

@@ -352,6 +352,17 @@ pub(super) fn of_project_end(tx: &mut Tx<'_>, project: &ProjectId) -> Result<()>
 
 async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
     let (trust, _) = allowed(&cx, &req).await?;
-    cx.write(move |tx| end(tx, &trust.id)).await?;
+    // Under the trustor's name a trustee could end what the trustor gave others; Keystone lets it.
+    let by = cx.caller(&req).await?.trust.as_ref().map(|t| t.id.clone());
+    cx.write(move |tx| {
+        if let Some(by) = &by {
+            let from = directory::pedigree(tx, trust.clone())?;
+            if !from.iter().skip(1).any(|t| t.id == *by) {
+                return Err(forbidden("Only trusts made from the token's own trust can be deleted with it."));
+            }
+        }
+        end(tx, &trust.id)
+    })
+    .await?;
     Ok(Reply::empty())
 }

@@ -5,6 +5,7 @@
 mod compliance;
 mod coverage;
 mod credentials;
+mod escalation;
 mod extensions;
 mod federation;
 mod grants;

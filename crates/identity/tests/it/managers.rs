@@ -30,6 +30,54 @@ async fn managed(world: &World, name: &str) -> Managed {
     Managed { id, manager: world.anyone.with_token(login.header("x-subject-token")), manager_id }
 }
 
+/// What `escalation` found: a group that carries `admin`, the trustee of an administrator's trust, and what else an
+/// administrator delegated are no manager's or trustee's business.
+#[tokio::test]
+async fn what_carries_the_administrators_rights_is_left_alone() {
+    let world = World::new().await;
+    let a = managed(&world, "scs-test-domain-a").await;
+    let group = made(&a.manager, "group", json!({"name": "g", "domain_id": a.id})).await;
+    let user = made(&a.manager, "user", json!({"name": "u", "domain_id": a.id, "password": "p"})).await;
+    let (group_path, user_path) = (format!("/v3/groups/{group}"), format!("/v3/users/{user}"));
+    let member = format!("{group_path}/users/{user}");
+    a.manager.put(&member, json!({})).await.expect(204);
+    a.manager.patch(&group_path, json!({"group": {"description": "d"}})).await.expect(200);
+    a.manager.patch(&user_path, json!({"user": {"description": "d"}})).await.expect(200);
+
+    let admin = world.role("admin").await;
+    world.admin.put(&format!("/v3/system/groups/{group}/roles/{admin}"), json!({})).await.expect(204);
+    a.manager.patch(&group_path, json!({"group": {"name": "h"}})).await.expect(403);
+    a.manager.delete(&group_path).await.expect(403);
+    a.manager.delete(&member).await.expect(403);
+    world.admin.delete(&member).await.expect(204);
+
+    // Out of the group the account is an ordinary one, until an administrator trusts it.
+    a.manager.patch(&user_path, json!({"user": {"password": "q"}})).await.expect(200);
+    let boss = world.admin.get("/v3/users?name=admin").await.expect(200).text_at("/users/0/id");
+    let project = world.admin.get("/v3/projects?name=admin").await.expect(200).text_at("/projects/0/id");
+    let trust = |role: &str| {
+        json!({"trust": {
+        "trustor_user_id": boss, "trustee_user_id": user, "project_id": project, "impersonation": true,
+        "roles": [{"name": role}]}})
+    };
+    let mut trusts = Vec::new();
+    for role in ["admin", "reader"] {
+        let made = world.admin.post("/v3/OS-TRUST/trusts", trust(role)).await.expect(201);
+        trusts.push(made.text_at("/trust/id"));
+    }
+    a.manager.patch(&user_path, json!({"user": {"password": "r"}})).await.expect(403);
+    a.manager.delete(&user_path).await.expect(403);
+    // The trustee ends neither the trust nor another of the same trustor.
+    let who = json!({"methods": ["password"], "password": {"user": {"id": user, "password": "q"}}});
+    let login = world.auth(who, Some(json!({"OS-TRUST:trust": {"id": trusts[1]}}))).await.expect(201);
+    let trustee = world.anyone.with_token(login.header("x-subject-token"));
+    for id in &trusts {
+        trustee.delete(&format!("/v3/OS-TRUST/trusts/{id}")).await.expect(403);
+        world.admin.delete(&format!("/v3/OS-TRUST/trusts/{id}")).await.expect(204);
+    }
+    a.manager.patch(&user_path, json!({"user": {"password": "r"}})).await.expect(200);
+}
+
 async fn ids(client: &Client, path: &str, key: &str) -> Vec<String> {
     let answer = client.get(path).await.expect(200);
     let items = answer.at(&format!("/{key}"));
