@@ -209,6 +209,16 @@ impl State {
         )))
     }
 
+    /// Refuses an account that is locked after failures.
+    ///
+    /// # Errors
+    /// `Unauthenticated`.
+    pub(crate) fn not_locked(&self, user: &User, record: Option<&LoginRecord>) -> Result<()> {
+        let rules = &self.config.operator.security_compliance;
+        let locked = record.is_some_and(|r| rules.locked(user, r, self.clock.now()));
+        if locked { Err(unauthorized()) } else { Ok(()) }
+    }
+
     /// Notes whether the password was right. A locked account is told nothing but 401, whatever the password; what it
     /// would not be told anyway is not counted.
     pub(crate) async fn note_login(
@@ -218,9 +228,7 @@ impl State {
         right: bool,
     ) -> Result<()> {
         let (rules, now, of) = (&self.config.operator.security_compliance, self.clock.now(), user.id.clone());
-        if record.is_some_and(|r| rules.locked(user, r, now)) {
-            return Err(unauthorized());
-        }
+        self.not_locked(user, record)?;
         if !right {
             if rules.lockout_failure_attempts.is_some() {
                 let duration = rules.lockout_duration;

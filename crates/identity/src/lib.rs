@@ -20,6 +20,7 @@ mod federation;
 pub mod import;
 mod jws;
 mod keys;
+mod ldap;
 mod logic;
 mod login;
 mod model;

@@ -13,6 +13,7 @@ use store::{Query, Tx};
 
 use crate::compliance;
 use crate::directory;
+use crate::ldap::{self, Elsewhere};
 use crate::logic::body::{Kind, check, invalid, missing, wrong_type};
 use crate::logic::oauth1::Signed;
 use crate::logic::payload::{Federated, PayloadScope, method};
@@ -419,6 +420,24 @@ fn find_user(tx: &mut Tx<'_>, user: &Ref) -> Result<Option<User>> {
     Ok(Some(user).filter(|_| enabled))
 }
 
+/// Where the user's password is proved, if in a directory.
+fn elsewhere(tx: &mut Tx<'_>, user: &Ref) -> Result<Option<Elsewhere>> {
+    match user {
+        Ref::Id(id) => {
+            let Some(user) = tx.get::<User>(&UserId::new(id.clone()))? else { return Ok(None) };
+            let enabled = tx.get::<Domain>(&user.domain_id)?.is_some_and(|d| d.enabled);
+            if enabled { ldap::of_user(tx, &user) } else { Ok(None) }
+        }
+        Ref::Name(name, domain) => {
+            let Some(domain) = find_domain(tx, domain)? else { return Ok(None) };
+            match directory::user_named(tx, &domain.id, name)? {
+                Some(user) => ldap::of_user(tx, &user),
+                None => ldap::of_name(tx, &domain.id, name),
+            }
+        }
+    }
+}
+
 /// The scope asked for, or the default; `None` where what was asked for does not exist or is disabled. Whether the
 /// user has a role there is seen when the token is made.
 fn scope_of(tx: &mut Tx<'_>, user: &UserId, wanted: &Wanted) -> Result<Option<PayloadScope>> {
@@ -537,6 +556,13 @@ async fn prove(state: &State, one: Method, beside: &Beside, proof: &mut Proof) -
 }
 
 async fn prove_by_password(state: &State, user: Ref, password: &str, proof: &mut Proof) -> Result<()> {
+    let whom = user.clone();
+    if let Some(at) = state.store.read(move |tx| elsewhere(tx, &whom)).await? {
+        let user = state.prove_elsewhere(at, password).await?;
+        proof.is(user.id, user.token_generation)?;
+        proof.by("password");
+        return Ok(());
+    }
     let days = state.config.operator.security_compliance.disable_user_account_days_inactive;
     let found = state
         .store

@@ -481,4 +481,5 @@ pub const MIGRATIONS: &[Migration] = &[
             Step::table::<crate::federation::model::IdentityProvider>(),
         ],
     ),
+    Migration::new(6, "directories of domains", &[Step::table::<LdapEntry>()]),
 ];

@@ -11,6 +11,7 @@ use fancy_regex::Regex;
 use federation::issuer::{Fetch, Https, Issuers};
 use serde::{Deserialize, Serialize};
 use store::Store;
+use tokio::sync::Notify;
 
 use crate::api::{POLICY, ops};
 use crate::audit::Trail;
@@ -131,6 +132,10 @@ pub struct State {
     pub(crate) password_pattern: Option<Regex>,
     pub(crate) issuers: Issuers,
     pub(crate) signing: Signing,
+    /// Told when a domain's directory is another.
+    pub(crate) directories: Notify,
+    /// What this process calls itself where one of several does something.
+    holder: String,
     policy: Policy,
 }
 
@@ -171,6 +176,7 @@ impl State {
             config.fetch.clone().map_or_else(|| Arc::new(Https::default()) as Arc<dyn Fetch>, |f| f.0);
         let signing = Signing::open(config.keys.beside("oidc-keys"))?;
         let issuers = Issuers::new(fetch);
+        let holder = entropy.uuid().to_string();
         Ok(Arc::new(State {
             config,
             store,
@@ -185,6 +191,8 @@ impl State {
             password_pattern,
             issuers,
             signing,
+            directories: Notify::new(),
+            holder,
             policy,
         }))
     }
@@ -220,17 +228,32 @@ impl State {
         self.tokens.remembered()
     }
 
-    /// Rotates token keys when they are due and forgets revocations of tokens that have ended. Never returns; the
+    /// Rotates token keys when they are due, forgets revocations of tokens that have ended, reads directories. Never returns; the
     /// binary spawns it.
     pub async fn housekeeping(self: Arc<Self>) {
         let period = Duration::from_secs(300);
         let mut tick = tokio::time::interval(period);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tick.tick().await;
-            if let Err(error) = self.keep_house().await {
+            let due = tokio::select! {
+                _ = tick.tick() => true,
+                () = self.directories.notified() => false,
+            };
+            if due && let Err(error) = self.keep_house().await {
                 tracing::warn!(error = error.chain(), "identity housekeeping failed; it is tried again");
             }
+            if let Err(error) = self.read_directories_alone().await {
+                tracing::warn!(error = error.chain(), "no directory could be read; it is tried again");
+            }
+        }
+    }
+
+    /// Reads the directories unless another server is at it.
+    async fn read_directories_alone(&self) -> Result<()> {
+        let ttl = Duration::from_secs(250);
+        match self.store.lease("identity-directories", &self.holder, ttl).await? {
+            Some(_) => self.read_directories().await,
+            None => Ok(()),
         }
     }
 

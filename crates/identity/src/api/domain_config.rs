@@ -1,5 +1,5 @@
-//! Configuration of single domains. Kept and shown as in Keystone, secrets sealed and never shown; this cloud has one
-//! kind of directory, its own, so that nothing here changes where a domain's users come from.
+//! Configuration of single domains. Kept and shown as in Keystone, secrets sealed and never shown. What it says of a
+//! directory is done by [`crate::ldap`].
 
 use std::collections::BTreeMap;
 
@@ -193,6 +193,7 @@ async fn create(cx: Cx, req: Request<Doc<ConfigBody>>) -> Result<Reply> {
             Ok((config, fresh))
         })
         .await?;
+    cx.directories.notify_one();
     Ok(one("config", json!(made.options)).status(if fresh { 201 } else { 200 }))
 }
 
@@ -257,6 +258,7 @@ async fn update(cx: Cx, req: Request<Doc<ConfigBody>>) -> Result<Reply> {
             Ok(config)
         })
         .await?;
+    cx.directories.notify_one();
     Ok(one("config", json!(changed.options)))
 }
 

@@ -12,7 +12,9 @@ use super::{
 };
 use crate::directory;
 use crate::logic::body::{Doc, Kind, may, may_null, must, shape};
-use crate::model::{Assignment, Domain, DomainConfig, Group, ImpliedRole, Limit, Project, Role, User};
+use crate::model::{
+    Assignment, Domain, DomainConfig, Group, ImpliedRole, LdapEntry, Limit, Project, Role, User,
+};
 use crate::revocations::{self, Of};
 use crate::state::State;
 use crate::words::{no_domain, told};
@@ -205,6 +207,7 @@ pub(super) async fn erase(cx: &Cx, id: DomainId) -> Result<Reply> {
         tx.delete_where::<Assignment>(&Query::new().eq("domain_id", &id))?;
         tx.delete_where::<Limit>(&Query::new().eq("domain_id", &id))?;
         tx.delete::<DomainConfig>(&id)?;
+        tx.delete_where::<LdapEntry>(&Query::new().eq("domain_id", &id))?;
         revocations::note(tx, Of::Domain(&id))?;
         tx.delete::<Domain>(&id)?;
         directory::touch_all(tx)

@@ -10,6 +10,7 @@ use super::{
     Cx, default_domain, enforce, entity, listed, listed_from, one, own_domain_target, token_domain, users,
 };
 use crate::directory;
+use crate::ldap;
 use crate::logic::body::{Doc, Kind, may, may_null, must, shape};
 use crate::model::{Actor, Assignment, Group, Membership, User};
 use crate::state::State;
@@ -119,6 +120,7 @@ async fn create(cx: Cx, req: Request<Doc<GroupCreate>>) -> Result<Reply> {
         .write(move |tx| {
             let mut group = group.clone();
             directory::domain(tx, &group.domain_id)?;
+            ldap::not_in_directory(tx, &group.domain_id)?;
             told(tx.insert(&mut group), "group", || conflict(&group.name, &group.domain_id))?;
             Ok(group)
         })
@@ -144,6 +146,7 @@ async fn update(cx: Cx, req: Request<Doc<GroupUpdate>>) -> Result<Reply> {
     let changed = cx
         .write(move |tx| {
             let mut group = directory::group(tx, &id)?;
+            ldap::not_mirrored(tx, id.as_str())?;
             if let Some(name) = &name {
                 group.name.clone_from(name);
             }
@@ -171,6 +174,7 @@ async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
     not_of_administrators(&cx, Actor::Group(id.clone())).await?;
     cx.write(move |tx| {
         directory::group(tx, &id)?;
+        ldap::not_mirrored(tx, id.as_str())?;
         remove(tx, &id)
     })
     .await?;
@@ -210,6 +214,7 @@ async fn add(cx: Cx, req: Request<()>) -> Result<Reply> {
     cx.write(move |tx| {
         directory::group(tx, &group)?;
         directory::user(tx, &user)?;
+        ldap::not_mirrored(tx, group.as_str())?;
         let mut membership = Membership::new(&user, &group);
         if tx.get::<Membership>(&membership.id)?.is_none() {
             directory::insert_once(tx, &mut membership)?;
@@ -236,6 +241,7 @@ async fn take_out(cx: Cx, req: Request<()>) -> Result<Reply> {
     let (group, user) = pair(&cx, &req).await?;
     not_of_administrators(&cx, Actor::Group(group.clone())).await?;
     cx.write(move |tx| {
+        ldap::not_mirrored(tx, group.as_str())?;
         if !tx.delete::<Membership>(&Membership::id_of(&user, &group))? {
             return Err(not_in(&user, &group));
         }

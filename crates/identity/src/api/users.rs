@@ -12,6 +12,7 @@ use super::{
 };
 use crate::compliance::{self, By};
 use crate::directory;
+use crate::ldap;
 use crate::logic::body::{Doc, Fields, Kind, invalid, may, may_null, must, shape};
 use crate::model::{
     AccessRule, Actor, ApplicationCredential, Assignment, Credential, Domain, Group, LoginRecord, Membership,
@@ -216,6 +217,7 @@ async fn create(cx: Cx, req: Request<Doc<UserCreate>>) -> Result<Reply> {
         .write(move |tx| {
             let mut user = user.clone();
             directory::domain(tx, &user.domain_id)?;
+            ldap::not_in_directory(tx, &user.domain_id)?;
             told(tx.insert(&mut user), "user", || conflict(&user.name, &user.domain_id))?;
             Ok(user)
         })
@@ -258,6 +260,7 @@ async fn update(cx: Cx, req: Request<Doc<UserUpdate>>) -> Result<Reply> {
     let changed = cx
         .write(move |tx| {
             let mut user = directory::user(tx, &id)?;
+            ldap::not_mirrored(tx, id.as_str())?;
             if let Some(name) = &name {
                 user.name.clone_from(name);
             }
@@ -339,6 +342,7 @@ async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
     not_of_administrators(&cx, Actor::User(id.clone())).await?;
     cx.write(move |tx| {
         directory::user(tx, &id)?;
+        ldap::not_mirrored(tx, id.as_str())?;
         remove(tx, &id)
     })
     .await?;

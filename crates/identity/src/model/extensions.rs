@@ -177,6 +177,23 @@ store::resource! {
 }
 
 store::resource! {
+    /// An entry of a domain's directory that is mirrored here; the id is the user's or the group's.
+    pub struct LdapEntry, table "identity_ldap_entries", id String {
+        unique: [],
+        index: [domain_id],
+    } {
+        /// The domain.
+        pub domain_id: DomainId,
+        /// `user` or `group`.
+        pub kind: String,
+        /// What names it for good in the directory.
+        pub local_id: String,
+        /// Where it was last seen.
+        pub dn: String,
+    }
+}
+
+store::resource! {
     /// That tokens of a kind issued up to a moment are revoked, for services that ask. Tokens are checked against the
     /// tables themselves, not against these.
     pub struct RevocationEvent, table "identity_revocation_events", id String {

@@ -12,6 +12,7 @@ mod grants;
 mod import;
 mod json_home;
 mod jws;
+mod ldap;
 mod limits;
 mod managers;
 mod matrix;

@@ -1,0 +1,323 @@
+//! A domain whose users are in an LDAP directory: a real slapd.
+
+use std::collections::HashSet;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ldap3::{Ldap, LdapConnAsync, Mod};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::world::World;
+
+const ROOT: &str = "cn=root,dc=test";
+const ENTRIES: &str = "
+dn: dc=test
+objectClass: dcObject
+objectClass: organization
+dc: test
+o: test
+
+dn: ou=Users,dc=test
+objectClass: organizationalUnit
+ou: Users
+
+dn: ou=UserGroups,dc=test
+objectClass: organizationalUnit
+ou: UserGroups
+";
+
+/// slapd on a free port, with nobody but the administrator and who reads.
+struct Slapd {
+    dir: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Drop for Slapd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run(program: &str, line: &[&str], input: &str) {
+    let mut child =
+        Command::new(program).args(line).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{program}: {}", String::from_utf8_lossy(&ended.stderr));
+}
+
+impl Slapd {
+    async fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        std::fs::create_dir(dir.path().join("db")).unwrap();
+        let modules = "/usr/lib/ldap";
+        let text = format!(
+            "include /etc/ldap/schema/core.schema\ninclude /etc/ldap/schema/cosine.schema\n\
+             include /etc/ldap/schema/inetorgperson.schema\nmodulepath {modules}\nmoduleload back_mdb\n\
+             pidfile {}\nsizelimit unlimited\ndatabase mdb\nmaxsize 104857600\nsuffix dc=test\nrootdn {ROOT}\nrootpw root-password\n\
+             directory {}\naccess to attrs=userPassword by anonymous auth by * none\naccess to * by * read\n",
+            at("pid"),
+            at("db"),
+        );
+        std::fs::write(dir.path().join("slapd.conf"), text).unwrap();
+        run("/usr/sbin/slapadd", &["-f", &at("slapd.conf")], ENTRIES);
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut slapd = Slapd { dir, port, child: None };
+        slapd.start().await;
+        slapd
+    }
+
+    fn url(&self) -> String {
+        format!("ldap://127.0.0.1:{}", self.port)
+    }
+
+    async fn start(&mut self) {
+        let conf: &Path = &self.dir.path().join("slapd.conf");
+        let child = Command::new("/usr/sbin/slapd")
+            .args(["-d", "0", "-h", &self.url(), "-f"])
+            .arg(conf)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("slapd is needed: scripts/setup test");
+        self.child = Some(child);
+        let until = Instant::now() + Duration::from_secs(20);
+        while LdapConnAsync::new(&self.url()).await.is_err() {
+            assert!(Instant::now() < until, "slapd does not answer");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    async fn root(&self) -> Ldap {
+        let (connection, mut ldap) = LdapConnAsync::new(&self.url()).await.unwrap();
+        tokio::spawn(connection.drive());
+        ldap.simple_bind(ROOT, "root-password").await.unwrap().success().unwrap();
+        ldap
+    }
+
+    async fn add_user(&self, uid: &str) {
+        let set = |text: String| HashSet::from([text]);
+        let attributes = vec![
+            ("objectClass".to_owned(), set("inetOrgPerson".into())),
+            ("cn".to_owned(), set(format!("id-{uid}"))),
+            ("sn".to_owned(), set(uid.to_owned())),
+            ("uid".to_owned(), set(uid.to_owned())),
+            ("mail".to_owned(), set(format!("{uid}@test"))),
+            ("employeeType".to_owned(), set("TRUE".into())),
+            ("userPassword".to_owned(), set(format!("secret-of-{uid}"))),
+        ];
+        self.root().await.add(&user_dn(uid), attributes).await.unwrap().success().unwrap();
+    }
+
+    async fn change(&self, dn: &str, change: Mod<String>) {
+        self.root().await.modify(dn, vec![change]).await.unwrap().success().unwrap();
+    }
+}
+
+fn user_dn(uid: &str) -> String {
+    format!("cn=id-{uid},ou=Users,dc=test")
+}
+
+fn group_dn(name: &str) -> String {
+    format!("cn={name},ou=UserGroups,dc=test")
+}
+
+fn one(text: impl Into<String>) -> HashSet<String> {
+    HashSet::from([text.into()])
+}
+
+async fn configure(world: &World, domain: &str, url: &str, more: Value) {
+    let mut ldap = json!({
+        "url": url, "suffix": "dc=test", "user": ROOT, "password": "root-password", "user_name_attribute": "uid",
+        "group_name_attribute": "cn", "user_enabled_attribute": "employeeType"});
+    ldap.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let config = json!({"config": {"identity": {"driver": "ldap"}, "ldap": ldap}});
+    let answer = world.admin.put(&format!("/v3/domains/{domain}/config"), config).await;
+    assert!(answer.status < 300 && !answer.text().contains("root-password"), "{}", answer.text());
+}
+
+async fn login(world: &World, name: &str, password: &str) -> api::testing::Answer {
+    let user = json!({"name": name, "domain": {"name": "corp"}, "password": password});
+    world.auth(json!({"methods": ["password"], "password": {"user": user}}), None).await
+}
+
+async fn names(world: &World, path: &str, key: &str) -> Vec<String> {
+    let all = world.admin.get(path).await.expect(200).at(&format!("/{key}"));
+    let mut names: Vec<String> =
+        all.as_array().unwrap().iter().map(|u| u["name"].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+/// A world with a domain whose users are in `slapd`: ann and bob, of whom ann is in `ops`.
+async fn corp(slapd: &Slapd) -> (World, String) {
+    for uid in ["ann", "bob"] {
+        slapd.add_user(uid).await;
+    }
+    let group = vec![
+        ("objectClass".to_owned(), one("groupOfNames")),
+        ("cn".to_owned(), one("ops")),
+        ("member".to_owned(), one(user_dn("ann"))),
+    ];
+    slapd.root().await.add(&group_dn("ops"), group).await.unwrap().success().unwrap();
+    let world = World::new().await;
+    let domain = world.make_id("domain", json!({"name": "corp"})).await;
+    configure(&world, &domain, &slapd.url(), json!({})).await;
+    (world, domain)
+}
+
+#[tokio::test]
+async fn users_of_a_directory_log_in_with_its_passwords_and_have_what_its_groups_have() {
+    let slapd = Slapd::new().await;
+    let (world, domain) = corp(&slapd).await;
+    // Nothing was read yet: the login itself brings the account.
+    let answer = login(&world, "ann", "secret-of-ann").await.expect(201);
+    let ann = answer.text_at("/token/user/id");
+    let expected = format!("{domain}userid-ann");
+    use sha2::Digest as _;
+    assert_eq!(ann, hex::encode(sha2::Sha256::digest(expected)), "the id Keystone gives");
+    for (name, password) in [
+        ("ann", "wrong"),
+        ("ann", ""),
+        ("bob", "secret-of-ann"),
+        ("nobody", "secret-of-ann"),
+        ("*", "secret-of-ann"),
+        ("ann)(uid=*", "secret-of-ann"),
+    ] {
+        login(&world, name, password).await.expect(401);
+    }
+    let shown = world.admin.get(&format!("/v3/users/{ann}")).await.expect(200);
+    assert_eq!(
+        (shown.text_at("/user/name"), shown.text_at("/user/email")),
+        ("ann".into(), "ann@test".into())
+    );
+    assert_eq!(names(&world, &format!("/v3/users/{ann}/groups"), "groups").await, ["ops"]);
+
+    // All of it, without a login.
+    world.state.read_directories().await.unwrap();
+    assert_eq!(names(&world, &format!("/v3/users?domain_id={domain}"), "users").await, ["ann", "bob"]);
+    let groups = world.admin.get(&format!("/v3/groups?domain_id={domain}")).await.expect(200);
+    let ops = groups.text_at("/groups/0/id");
+
+    // A role of the group is a role of its members, until they leave it.
+    let project = world.make_id("project", json!({"name": "p", "domain_id": domain})).await;
+    let member = world.role("member").await;
+    world
+        .admin
+        .put(&format!("/v3/projects/{project}/groups/{ops}/roles/{member}"), json!({}))
+        .await
+        .expect(204);
+    let scoped = |who: &'static str| {
+        let (world, project) = (&world, &project);
+        async move {
+            let user =
+                json!({"name": who, "domain": {"name": "corp"}, "password": format!("secret-of-{who}")});
+            let identity = json!({"methods": ["password"], "password": {"user": user}});
+            world.auth(identity, Some(json!({"project": {"id": project}}))).await
+        }
+    };
+    let token = scoped("ann").await.expect(201).header("x-subject-token").to_owned();
+    assert_eq!(world.roles_of(&token).await, ["member", "reader"]);
+    scoped("bob").await.expect(401);
+    slapd.change(&group_dn("ops"), Mod::Replace("member".into(), one(user_dn("bob")))).await;
+    world.state.read_directories().await.unwrap();
+    assert_eq!(world.roles_of(&token).await, [] as [&str; 0]);
+    assert_eq!(world.validate(&token).await.status, 404);
+    scoped("bob").await.expect(201);
+
+    // What is mirrored is changed in the directory only.
+    let user = format!("/v3/users/{ann}");
+    let new = json!({"user": {"name": "new", "domain_id": domain, "password": "p"}});
+    world.admin.post("/v3/users", new).await.expect(403);
+    world.admin.post("/v3/groups", json!({"group": {"name": "new", "domain_id": domain}})).await.expect(403);
+    world.admin.patch(&user, json!({"user": {"password": "mine"}})).await.expect(403);
+    world.admin.patch(&user, json!({"user": {"enabled": false}})).await.expect(403);
+    world.admin.delete(&user).await.expect(403);
+    world.admin.put(&format!("/v3/groups/{ops}/users/{ann}"), json!({})).await.expect(403);
+    world.admin.delete(&format!("/v3/groups/{ops}")).await.expect(403);
+    let change = json!({"user": {"original_password": "secret-of-ann", "password": "mine"}});
+    world.anyone.post(&format!("{user}/password"), change).await.expect(401);
+    let dump = world.dump().await;
+    assert!(!dump.contains("root-password") && !dump.contains("secret-of-ann"));
+}
+
+#[tokio::test]
+async fn who_is_disabled_or_gone_in_the_directory_is_out_and_may_come_back() {
+    let mut slapd = Slapd::new().await;
+    let (world, domain) = corp(&slapd).await;
+    let token = login(&world, "ann", "secret-of-ann").await.expect(201).header("x-subject-token").to_owned();
+    let ann = world.validate(&token).await.text_at("/token/user/id");
+    slapd.change(&user_dn("ann"), Mod::Replace("employeeType".into(), one("FALSE"))).await;
+    login(&world, "ann", "secret-of-ann").await.expect(401);
+    world.state.read_directories().await.unwrap();
+    assert_eq!(world.validate(&token).await.status, 404, "its tokens end");
+    slapd.change(&user_dn("ann"), Mod::Replace("employeeType".into(), one("TRUE"))).await;
+    let token = login(&world, "ann", "secret-of-ann").await.expect(201).header("x-subject-token").to_owned();
+
+    slapd.root().await.delete(&user_dn("ann")).await.unwrap().success().unwrap();
+    login(&world, "ann", "secret-of-ann").await.expect(401);
+    world.state.read_directories().await.unwrap();
+    assert_eq!(world.validate(&token).await.status, 404);
+    let shown = world.admin.get(&format!("/v3/users/{ann}")).await.expect(200);
+    assert_eq!(shown.at("/user/enabled"), false, "kept, with its grants");
+    slapd.add_user("ann").await;
+    let again = login(&world, "ann", "secret-of-ann").await.expect(201);
+    assert_eq!(again.text_at("/token/user/id"), ann);
+
+    // A filter that shows nobody disables nobody.
+    configure(&world, &domain, &slapd.url(), json!({"user_filter": "(uid=none*)"})).await;
+    world.state.read_directories().await.unwrap();
+    assert_eq!(world.admin.get(&format!("/v3/users/{ann}")).await.at("/user/enabled"), true);
+    configure(&world, &domain, &slapd.url(), json!({})).await;
+
+    // The directory is away: that is said, and others are not concerned.
+    slapd.stop();
+    login(&world, "ann", "secret-of-ann").await.expect(503);
+    world.login("demo", &crate::world::password_of("demo"), None).await.expect(201);
+    world.state.read_directories().await.unwrap();
+    slapd.start().await;
+    login(&world, "ann", "secret-of-ann").await.expect(201);
+
+    // Without its directory nobody of it gets in, not by an empty password either.
+    world.admin.delete(&format!("/v3/domains/{domain}/config")).await.expect(204);
+    for password in ["secret-of-ann", ""] {
+        login(&world, "ann", password).await.expect(401);
+    }
+}
+
+#[tokio::test]
+async fn accounts_that_are_there_keep_their_names() {
+    let slapd = Slapd::new().await;
+    for uid in ["ann", "bob"] {
+        slapd.add_user(uid).await;
+    }
+    let world = World::new().await;
+    let domain = world.make_id("domain", json!({"name": "corp"})).await;
+    let local = json!({"name": "ann", "domain_id": domain, "password": "local"});
+    let local = world.make_id("user", local).await;
+    configure(&world, &domain, &slapd.url(), json!({"page_size": 1})).await;
+    world.state.read_directories().await.unwrap();
+    assert_eq!(names(&world, &format!("/v3/users?domain_id={domain}"), "users").await, ["ann", "bob"]);
+    assert_eq!(login(&world, "ann", "local").await.expect(201).text_at("/token/user/id"), local);
+    login(&world, "ann", "secret-of-ann").await.expect(401);
+    // By id, too.
+    let bob = login(&world, "bob", "secret-of-bob").await.expect(201).text_at("/token/user/id");
+    let by_id = |password: &str| {
+        let identity =
+            json!({"methods": ["password"], "password": {"user": {"id": bob, "password": password}}});
+        world.auth(identity, None)
+    };
+    by_id("secret-of-bob").await.expect(201);
+    by_id("wrong").await.expect(401);
+}
