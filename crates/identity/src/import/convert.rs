@@ -13,8 +13,8 @@ use super::extensions::Extensions;
 use super::{Report, Secrets};
 use crate::logic::inference::{Rules, closure};
 use crate::model::{
-    AccessRule, Actor, ApplicationCredential, Assignment, Domain, Endpoint, Extra, Group, ImpliedRole,
-    Membership, Place, Project, Region, Role, RuleOfAccess, Service, User,
+    AccessRule, Actor, ApplicationCredential, Assignment, Domain, DomainConfig, Endpoint, Extra, Group,
+    ImpliedRole, LdapEntry, Membership, Place, Project, Region, Role, RuleOfAccess, Service, User,
 };
 
 /// Tables that are read.
@@ -62,7 +62,12 @@ const OPTIONS: [(&str, &str); 8] = [
 
 /// All tables to read from a dump.
 pub fn tables() -> Vec<&'static str> {
-    TABLES.into_iter().chain(super::extensions::TABLES).chain([USER_OPTIONS]).collect()
+    TABLES
+        .into_iter()
+        .chain(super::extensions::TABLES)
+        .chain(super::directories::TABLES)
+        .chain([USER_OPTIONS])
+        .collect()
 }
 
 /// What a dump holds, as resources.
@@ -82,11 +87,13 @@ pub struct Keystone {
     pub access_rules: Vec<AccessRule>,
     pub credentials: Vec<ApplicationCredential>,
     pub more: Extensions,
+    pub entries: Vec<LdapEntry>,
+    pub configurations: Vec<DomainConfig>,
     pub report: Report,
     /// Ids of roles there, by those of Keystone.
     pub(super) role_ids: HashMap<String, RoleId>,
     pub(super) user_ids: HashSet<String>,
-    group_ids: HashSet<String>,
+    pub(super) group_ids: HashSet<String>,
     pub(super) project_ids: HashSet<String>,
     pub(super) domain_ids: HashSet<String>,
 }
@@ -134,9 +141,11 @@ impl Keystone {
         all.roles(dump, known);
         all.users(dump);
         all.groups(dump);
+        all.entries(dump);
         all.assignments(dump);
         all.application_credentials(dump);
         all.extensions(dump, secrets);
+        all.configurations(dump, secrets);
         all
     }
 

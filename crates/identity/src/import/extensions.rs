@@ -16,7 +16,7 @@ use crate::model::{
 };
 
 /// Tables that are read.
-pub const TABLES: [&str; 18] = [
+pub const TABLES: [&str; 17] = [
     "access_token",
     "consumer",
     "credential",
@@ -31,7 +31,6 @@ pub const TABLES: [&str; 18] = [
     "project_endpoint",
     "project_endpoint_group",
     "registered_limit",
-    "sensitive_config",
     "service_provider",
     "trust",
     "trust_role",
@@ -71,10 +70,6 @@ impl Keystone {
         self.policies(dump);
         self.endpoint_filters(dump);
         self.federation(dump);
-        for row in dump.rows("sensitive_config") {
-            let id = format!("{} {}", row.text("domain_id"), row.text("option"));
-            self.report.leave("domain configuration", &id, "there is no driver that would use it");
-        }
     }
 
     fn trusts(&mut self, dump: &Dump) {

@@ -7,6 +7,7 @@
 //! Start reading at [`import`].
 
 mod convert;
+mod directories;
 pub mod dump;
 mod extensions;
 
@@ -23,9 +24,9 @@ use crate::directory;
 use crate::federation::model::{IdentityProvider, Mapping, Protocol, RemoteId, ServiceProvider};
 use crate::keys::{Keys, Repository, fingerprint};
 use crate::model::{
-    AccessRule, AccessToken, ApplicationCredential, Assignment, Consumer, Credential, Domain, Endpoint,
-    EndpointFilter, EndpointGroup, Group, ImpliedRole, Limit, Membership, PolicyAssociation, PolicyText,
-    Project, Region, RegisteredLimit, Role, Service, Trust, User,
+    AccessRule, AccessToken, ApplicationCredential, Assignment, Consumer, Credential, Domain, DomainConfig,
+    Endpoint, EndpointFilter, EndpointGroup, Group, ImpliedRole, LdapEntry, Limit, Membership,
+    PolicyAssociation, PolicyText, Project, Region, RegisteredLimit, Role, Service, Trust, User,
 };
 use convert::Keystone;
 use dump::Dump;
@@ -147,6 +148,8 @@ pub async fn import(store: &Store, dump: &Dump, secrets: Option<&Secrets>, dry: 
     writer.put::<ImpliedRole>("implied roles", keystone.implied).await?;
     writer.put::<User>("users", keystone.users).await?;
     writer.put::<Group>("groups", keystone.groups).await?;
+    writer.put::<LdapEntry>("directory entries", keystone.entries).await?;
+    writer.put::<DomainConfig>("domain configurations", keystone.configurations).await?;
     writer.put::<Membership>("group memberships", keystone.memberships).await?;
     writer.put::<Assignment>("role assignments", keystone.assignments).await?;
     writer.put::<AccessRule>("access rules", keystone.access_rules).await?;

@@ -160,6 +160,123 @@ async fn names(world: &World, path: &str, key: &str) -> Vec<String> {
     names
 }
 
+/// `INSERT`s of one table, as mysqldump writes them.
+fn table(name: &str, columns: &str, rows: &[&str]) -> String {
+    let columns: Vec<String> = columns.split(' ').map(|c| format!("  `{c}` text")).collect();
+    let rows: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            let cells =
+                row.split(' ').map(|cell| if cell == "NULL" { cell.to_owned() } else { format!("'{cell}'") });
+            format!("({})", cells.collect::<Vec<_>>().join(","))
+        })
+        .collect();
+    format!(
+        "CREATE TABLE `{name}` (\n{},\n  PRIMARY KEY (`x`)\n) ENGINE=InnoDB;\nINSERT INTO `{name}` VALUES {};\n",
+        columns.join(",\n"),
+        rows.join(",")
+    )
+}
+
+/// A Keystone in which bob has logged in and ann has not; the group ops has a role.
+fn keystone(url: &str) -> String {
+    let id = |kind: &str, local: &str| {
+        use sha2::Digest as _;
+        hex::encode(sha2::Sha256::digest(format!("corpid{kind}{local}")))
+    };
+    let (ann, bob, ops) = (id("user", "id-ann"), id("user", "id-bob"), id("group", "ops"));
+    let root = "<<keystone.domain.root>>";
+    [
+        table("role", "id name extra domain_id description", &["roleid member {} <<null>> NULL"]),
+        table(
+            "project",
+            "id name extra description enabled domain_id parent_id is_domain",
+            &[
+                &format!("{root} {root} {{}} d 0 {root} NULL 1"),
+                &format!("default Default {{}} d 1 {root} NULL 1"),
+                &format!("corpid corp {{}} d 1 {root} NULL 1"),
+                "projectid p {} d 1 corpid corpid 0",
+            ],
+        ),
+        table(
+            "user",
+            "id extra enabled default_project_id created_at last_active_at domain_id",
+            &[&format!("{bob} {{}} 1 NULL NULL NULL corpid")],
+        ),
+        table("nonlocal_user", "domain_id name user_id", &[&format!("corpid bob {bob}")]),
+        table(
+            "id_mapping",
+            "public_id domain_id local_id entity_type",
+            &[
+                &format!("{bob} corpid id-bob user"),
+                &format!("{ann} corpid id-ann user"),
+                &format!("{ops} corpid ops group"),
+            ],
+        ),
+        table(
+            "assignment",
+            "type actor_id target_id role_id inherited",
+            &[
+                &format!("GroupProject {ops} projectid roleid 0"),
+                &format!("UserProject {bob} projectid roleid 0"),
+            ],
+        ),
+        table(
+            "whitelisted_config",
+            "domain_id group option value",
+            &[
+                r#"corpid identity driver "ldap""#,
+                &format!(r#"corpid ldap url "{url}""#),
+                r#"corpid ldap suffix "dc=test""#,
+                &format!(r#"corpid ldap user "{ROOT}""#),
+                r#"corpid ldap user_name_attribute "uid""#,
+                r#"corpid ldap group_name_attribute "cn""#,
+            ],
+        ),
+        table(
+            "sensitive_config",
+            "domain_id group option value",
+            &[r#"corpid ldap password "root-password""#],
+        ),
+    ]
+    .concat()
+}
+
+#[tokio::test]
+async fn a_keystones_directory_is_taken_over_with_its_grants() {
+    use identity::import::{Secrets, dump::Dump, import, tables};
+    let slapd = Slapd::new().await;
+    let (_other, _) = corp(&slapd).await;
+    let dir = TempDir::new().unwrap();
+    let at = |name: &str| identity::Repository::Directory(dir.path().join(name));
+    let clock = std::sync::Arc::new(base::ManualClock::default());
+    let store = store::Store::memory(clock.clone(), &[("identity", identity::MIGRATIONS)]).await.unwrap();
+    // A key of Keystone's, as files of credential keys are.
+    let there = dir.path().join("there");
+    std::fs::create_dir(&there).unwrap();
+    let key = there.join("0");
+    std::fs::write(&key, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::copy(&key, there.join("1")).unwrap();
+    let entropy = base::Entropy::seeded(3);
+    let secrets = Secrets::open(&there, at("credential-keys"), entropy, &*clock).unwrap();
+    let dump = Dump::read(keystone(&slapd.url()).as_bytes(), &tables()).unwrap();
+    let report = import(&store, &dump, Some(&secrets), false).await.unwrap();
+    assert!(report.left.is_empty(), "{report}");
+    let config = identity::Config { keys: at("fernet"), ..crate::world::config() };
+    let world = World::on(config, store, clock, 1).await;
+    for who in ["ann", "bob"] {
+        let user = json!({"name": who, "domain": {"name": "corp"}, "password": format!("secret-of-{who}")});
+        let identity = json!({"methods": ["password"], "password": {"user": user}});
+        let scope = json!({"project": {"id": "projectid"}});
+        let answer = world.auth(identity, Some(scope)).await.expect(201);
+        assert_eq!(world.roles_of(answer.header("x-subject-token")).await, ["member", "reader"], "{who}");
+    }
+    world.state.read_directories().await.unwrap();
+    assert_eq!(names(&world, "/v3/users?domain_id=corpid", "users").await, ["ann", "bob"]);
+    assert_eq!(names(&world, "/v3/groups?domain_id=corpid", "groups").await, ["ops"]);
+}
+
 /// A world with a domain whose users are in `slapd`: ann and bob, of whom ann is in `ops`.
 async fn corp(slapd: &Slapd) -> (World, String) {
     for uid in ["ann", "bob"] {

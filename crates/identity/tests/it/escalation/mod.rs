@@ -272,7 +272,8 @@ impl Stage {
     ) -> Option<String> {
         let (world, after) = self.open(seed, hole.map(|h| h.rules)).await;
         // Three of four attacks are helped by a manager; without one nothing but one's own may change.
-        let mut attack = attack::Attack::new(self, &world, !seed.is_multiple_of(4), hole.and_then(|h| h.focus));
+        let mut attack =
+            attack::Attack::new(self, &world, !seed.is_multiple_of(4), hole.and_then(|h| h.focus));
         let mut found = None;
         for step in steps {
             if let Err(what) = attack.step(*step).await {
