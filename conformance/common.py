@@ -1,9 +1,18 @@
 """What the scripts beside this one share."""
-import subprocess, time
+import signal, subprocess, sys, time
 
 
 class Failed(Exception):
     pass
+
+
+def ended(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
+# Who is told to end stops first what was started: `finally` is passed through.
+signal.signal(signal.SIGTERM, ended)
 
 
 def sh(*command, ok=True, timeout=60, **kw):

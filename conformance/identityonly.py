@@ -13,8 +13,13 @@ class Identity:
         self.config = os.path.join(state, f'{name}.toml')
         with open(self.config, 'w') as f: f.write('listen = "127.0.0.1:0"\nbcrypt_rounds = 4\n' + config)
         self.password = password
-        self.before()
-        self.start()
+        self.process = None
+        try:
+            self.before()
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def before(self): pass
 
@@ -37,8 +42,11 @@ class Identity:
         return True
 
     def stop(self):
+        if not self.process: return
         self.process.terminate()
-        self.process.wait(30)
+        try: self.process.wait(30)
+        except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
+        self.process = None
 
     def request(self, method, path, body=None, headers={}):
         data = None if body is None else json.dumps(body).encode()

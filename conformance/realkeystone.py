@@ -80,13 +80,6 @@ backend = dogpile.cache.memory
         self.password = PASSWORD
         self.token = self.login('admin', PASSWORD, {'project': {'name': 'admin', 'domain': {'id': 'default'}}})
 
-    def stop(self):
-        if not self.process: return
-        self.process.terminate()
-        try: self.process.wait(30)
-        except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
-        self.process = None
-
     def dump(self, file):
         """As `sqlite3 keystone.db .dump`."""
         with sqlite3.connect(self.database) as db, open(file, 'w') as f:
