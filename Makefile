@@ -66,7 +66,7 @@ replicas: ## the long run of replicas: KILLS kills, one every five seconds, then
 
 N ?= 100000
 partitions: ## N random schedules of partitions in virtual time: no server runs twice (docs/simulate.md)
-	ALLOD_PARTITIONS=$(N) cargo test --release --locked -p compute --test it partitions -- --nocapture --test-threads 1
+	TMPDIR=$${TMPDIR:-/dev/shm} ALLOD_PARTITIONS=$(N) cargo test --release --locked -p compute --test it partitions -- --nocapture --test-threads 1
 
 bench: ## figures against the recorded peer (docs/benchmarks.md)
 	scripts/setup build run test

@@ -337,6 +337,25 @@ def replica(w):
     w.say('the server of h1 came back; the guest and its network are gone again')
 
 
+def moved(w):
+    """A cold migration with what is on the disk: there and back again, and there to stay."""
+    c, fip = w.admin.compute, w.fips['c']
+    w.ssh(fip, 'echo kept > /root/kept; sync')
+    for decision, stays in (('revertResize', True), ('confirmResize', False)):
+        was = w.at(w.c); began = time.time()
+        if (r := w.act(w.c, {'migrate': {'host': 'h2'}})).status_code != 202: raise Failed(f'migrate: {r.status_code} {r.text}')
+        c.wait_for_server(c.get_server(w.c.id), status='VERIFY_RESIZE', interval=.3, wait=150)
+        if (there := w.at(w.c)) != 'h2': raise Failed(f'it is on {there}')
+        until('the moved guest answers', lambda: w.ssh(fip, 'cat /root/kept').strip() == 'kept', 120)
+        if (r := w.act(w.c, {decision: None})).status_code not in (202, 204): raise Failed(f'{decision}: {r.status_code} {r.text}')
+        w.c = w.active(c.get_server(w.c.id))
+        if w.at(w.c) != (was if stays else there): raise Failed(f'{decision} leaves it on {w.at(w.c)}')
+        until('its guest answers', lambda: w.ssh(fip, 'cat /root/kept').strip() == 'kept', 120)
+        until('the other host has nothing of it', lambda: sum(bool(h.guest(w.c.id)) for h in w.hosts) == 1, 30)
+        w.say(f'{was} to {there}, {decision}: the guest has its disk and its addresses, {time.time() - began:.1f} s')
+    if w.double: raise Failed(f'ran twice: {w.double[:3]}')
+
+
 def attempt(work):
     try: return work()
     except Exception: return None
@@ -389,10 +408,11 @@ def loss(w):
 
 def removal(w):
     c = w.admin.compute
+    last = w.active(w.server('last', 'h3', w.admin.network.find_network('one')))
     r = c.delete(f'/os-services/{w.service("h3").id}', microversion='2.53')
     if r.status_code != 409: raise Failed(f'a host with servers was removed: {r.status_code}')
-    c.delete_server(w.c.id); c.wait_for_delete(w.c, interval=.3, wait=60)
-    if w.at(w.b) == 'h3': c.delete_server(w.b.id); c.wait_for_delete(w.b, interval=.3, wait=60)
+    for server in (w.a, w.b, w.c, last):
+        if w.at(server) == 'h3': c.delete_server(server.id); c.wait_for_delete(server, interval=.3, wait=60)
     r = c.delete(f'/os-services/{w.service("h3").id}', microversion='2.53')
     if r.status_code != 204: raise Failed(f'removing h3: {r.status_code} {r.text}')
     until('h3 is refused', lambda: 'was removed from this cloud' in open_(w.work + '/h3-agent.log'), 40)
@@ -426,7 +446,7 @@ def until_empty(host):
     return left
 
 
-STEPS = [join, southbound, guests, certificates, replica, loss, removal, purge]
+STEPS = [join, southbound, guests, certificates, replica, moved, loss, removal, purge]
 
 
 def inside(a):
