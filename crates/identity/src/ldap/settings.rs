@@ -25,8 +25,8 @@ pub struct Kind {
     description: String,
 }
 
-/// The options of one domain.
-#[derive(Debug, Clone)]
+/// The options of one domain. Not `Debug`: it holds a password.
+#[derive(Clone)]
 pub struct Settings {
     pub url: String,
     pub start_tls: bool,
