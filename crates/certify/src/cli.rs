@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use base::{Clock, Entropy, SystemClock};
 use clap::{Args, Subcommand};
+use osclient::cleanup::{self, Cleaned, Pace};
+use osclient::journal::state_dir;
 use osclient::{Cloud, Environment, Options, Session, Trust, http_client};
 
 use crate::checks::{Level, Verdict};
@@ -17,10 +19,10 @@ use crate::journal::{Header, Journal};
 use crate::report::Report;
 use crate::rules::{Kind, Scope, TestCase};
 use crate::run::{self, CaseResult, Choice};
-use crate::{cleanup, kube, manual, sign};
+use crate::{journal, kube, manual, sign};
 
-/// Time limit of one request: upstream's.
-const REQUEST: Duration = Duration::from_secs(32);
+/// What stutters is not tried again: that is for the verdict to say. The time limit of one request is upstream's.
+const OPTIONS: Options = Options { retries: 0, timeout: Duration::from_secs(32) };
 /// How long a volume, backup or restore may take: the sum of upstream's waits.
 const STORAGE_SECONDS: u64 = 110;
 
@@ -184,29 +186,12 @@ fn print(text: &str) {
 }
 
 fn journals(given: Option<PathBuf>) -> Result<PathBuf> {
-    if let Some(dir) = given {
-        return Ok(dir);
-    }
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let home = std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".local/state"));
-    Ok(state.or(home).context("no HOME: --journals DIR")?.join("allod/certify"))
+    given.or_else(|| state_dir("certify")).context("no HOME: --journals DIR")
 }
 
 async fn login(args: &CloudArgs) -> Result<Session> {
     let cloud = Cloud::load(&Environment::of_process(), args.cloud.as_deref(), args.region.as_deref())?;
-    // What stutters is not tried again: that is for the verdict to say.
-    Ok(Session::connect(cloud, Options { retries: 0, timeout: REQUEST }).await?)
-}
-
-fn header(session: &Session, run: &str) -> Header {
-    let cloud = session.cloud();
-    Header {
-        run: run.to_owned(),
-        cloud: cloud.name.clone(),
-        region: cloud.region.clone(),
-        auth_url: osclient::auth::identity_url(cloud),
-        project: session.token().project_id.clone(),
-    }
+    Ok(Session::connect(cloud, OPTIONS).await?)
 }
 
 /// What a run came to.
@@ -352,7 +337,7 @@ async fn iaas(args: &Run, scope: &Scope, cases: &[&TestCase], beyond: &[TestCase
     let session = login(&args.cloud).await?;
     let dir = journals(args.journals.clone())?;
     let run = Entropy::system().uuid().simple().to_string().chars().take(12).collect::<String>();
-    let journal = Journal::begin(&dir, &header(&session, &run))?;
+    let journal = Journal::begin(&dir, &Header::of(&session, &run))?;
     let mut guest = scope.guest.clone();
     if let Some(guest) = &mut guest {
         if let Some(dns) = &args.guest_dns {
@@ -388,7 +373,7 @@ async fn iaas(args: &Run, scope: &Scope, cases: &[&TestCase], beyond: &[TestCase
                     interrupted?;
                     let _ = writeln!(std::io::stderr(), "interrupted: removing what was made");
                     let left = facts.journal.left();
-                    let told = cleanup::remove(&facts.session, &facts.journal, &left, facts.settings.poll).await;
+                    let told = journal::remove(&facts.session, &facts.journal, &left, facts.settings.poll).await;
                     facts.journal.finish()?;
                     bail!("interrupted {}", told.join("; "));
                 }
@@ -450,38 +435,17 @@ async fn kaas(args: &Run, scope: &Scope, cases: &[&TestCase]) -> Result<Judged> 
 
 async fn clean(args: &CloudArgs, dir: Option<PathBuf>) -> Result<ExitCode> {
     let dir = journals(dir)?;
-    let found = Journal::all(&dir);
-    if found.is_empty() {
+    let cleaned = cleanup::journals(&dir, args.cloud.as_deref(), OPTIONS, Pace::default()).await?;
+    if cleaned.is_empty() {
         print(&format!("nothing to remove: no journal in {}\n", dir.display()));
-        return Ok(ExitCode::SUCCESS);
     }
-    let mut clean = true;
-    for path in found {
-        let (header, journal) = Journal::open(&path)?;
-        if args.cloud.as_ref().is_some_and(|c| *c != header.cloud) {
-            continue;
+    for Cleaned { header, removed, left } in &cleaned {
+        print(&format!("run {} in {}: {removed} removed, {} left\n", header.run, header.cloud, left.len()));
+        for (entry, why) in left {
+            print(&format!("  {} {} is left behind: {why}\n", entry.thing.name(), entry.name));
         }
-        let of = CloudArgs { cloud: Some(header.cloud.clone()), region: header.region.clone() };
-        let session = login(&of).await?;
-        let now = self::header(&session, &header.run);
-        if (&now.auth_url, &now.project) != (&header.auth_url, &header.project) {
-            bail!("{}: {} is another cloud or project now", path.display(), header.cloud);
-        }
-        let left = journal.left();
-        let told = cleanup::remove(&session, &journal, &left, Duration::from_millis(500)).await;
-        print(&format!(
-            "run {} in {}: {} removed, {} left\n",
-            header.run,
-            header.cloud,
-            left.len() - told.len(),
-            told.len()
-        ));
-        for text in &told {
-            print(&format!("  {text}\n"));
-        }
-        clean &= journal.finish()?;
     }
-    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if cleaned.iter().all(|c| c.left.is_empty()) { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 async fn upload(

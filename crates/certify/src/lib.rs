@@ -10,7 +10,6 @@
 //! Start reading at [`rules`] (what), [`run`] (the course of a run), [`checks`] (how).
 
 pub mod checks;
-pub mod cleanup;
 pub mod cli;
 mod dates;
 pub mod facts;

@@ -9,7 +9,9 @@ pub enum Kind {
     Config,
     /// The cloud refused the credentials.
     Auth,
-    /// No connection: name, route, port.
+    /// The name of the server has no address.
+    Name,
+    /// No connection: route, port, or it broke.
     Connect,
     /// The certificate was not accepted, or TLS failed otherwise.
     Tls,
@@ -29,6 +31,7 @@ impl Kind {
         match self {
             Kind::Config => "configuration",
             Kind::Auth => "authentication",
+            Kind::Name => "name",
             Kind::Connect => "connection",
             Kind::Tls => "tls",
             Kind::Timeout => "timeout",

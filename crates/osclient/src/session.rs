@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::auth::{self, Token, encoded};
 use crate::config::Cloud;
-use crate::transport::{Call, Options, Outgoing, Transport};
+use crate::transport::{Call, Ear, Options, Outgoing, Transport};
 use crate::{Catalog, Error, Kind, Result};
 
 /// Pages followed in one list.
@@ -17,25 +17,48 @@ const PAGES: usize = 1000;
 
 /// A login at one cloud, in one region. Cheap to clone; logs in again when the token has run out.
 #[derive(Clone)]
-pub struct Session(Arc<Inner>);
+pub struct Session {
+    inner: Arc<Inner>,
+    transport: Transport,
+}
 
 struct Inner {
     cloud: Cloud,
-    transport: Transport,
     token: RwLock<Arc<Token>>,
 }
 
 impl Session {
     /// Logs in.
     pub async fn connect(cloud: Cloud, options: Options) -> Result<Session> {
-        let transport = Transport::new(&cloud, options)?;
+        Session::connect_heard(cloud, options, None).await
+    }
+
+    /// Logs in; `ear` hears of every call, the login included.
+    pub async fn connect_heard(cloud: Cloud, options: Options, ear: Option<Ear>) -> Result<Session> {
+        let mut transport = Transport::new(&cloud, options)?;
+        if let Some(ear) = ear {
+            transport = transport.heard_by(ear);
+        }
         let token = auth::login(&cloud, &transport).await?;
-        Ok(Session(Arc::new(Inner { cloud, transport, token: RwLock::new(Arc::new(token)) })))
+        Ok(Session { inner: Arc::new(Inner { cloud, token: RwLock::new(Arc::new(token)) }), transport })
+    }
+
+    /// The same login, with somebody else who hears of the calls made through it.
+    #[must_use]
+    pub fn heard_by(&self, ear: Ear) -> Session {
+        Session { inner: self.inner.clone(), transport: self.transport.heard_by(ear) }
+    }
+
+    /// Gets another token.
+    pub async fn login(&self) -> Result<()> {
+        let token = auth::login(&self.inner.cloud, &self.transport).await?;
+        *self.inner.token.write() = Arc::new(token);
+        Ok(())
     }
 
     /// What the login gave.
     pub fn token(&self) -> Arc<Token> {
-        self.0.token.read().clone()
+        self.inner.token.read().clone()
     }
 
     /// The catalog of the token.
@@ -45,17 +68,17 @@ impl Session {
 
     /// The configuration of the cloud.
     pub fn cloud(&self) -> &Cloud {
-        &self.0.cloud
+        &self.inner.cloud
     }
 
     /// Every call so far.
     pub fn calls(&self) -> Vec<Call> {
-        self.0.transport.calls()
+        self.transport.calls()
     }
 
     /// URL of a service as configured or in the catalog.
     pub fn endpoint(&self, kind: &str) -> Result<String> {
-        let cloud = &self.0.cloud;
+        let cloud = &self.inner.cloud;
         if let Some(url) = cloud.overrides.get(&kind.replace('-', "_")) {
             return Ok(url.trim_end_matches('/').to_owned());
         }
@@ -90,8 +113,7 @@ impl Session {
         if reply.status != 401 || !request.authenticated {
             return Ok(reply);
         }
-        let token = auth::login(&self.0.cloud, &self.0.transport).await?;
-        *self.0.token.write() = Arc::new(token);
+        self.login().await?;
         self.send_once(&request).await
     }
 
@@ -99,7 +121,7 @@ impl Session {
     pub async fn read(&self, url: &str, mut piece: impl FnMut(&[u8])) -> Result<()> {
         let mut headers = HeaderMap::new();
         headers.insert("x-auth-token", auth::header(&self.token().secret)?);
-        self.0.transport.read(url, headers, &mut piece).await
+        self.transport.read(url, headers, &mut piece).await
     }
 
     async fn send_once(&self, request: &Request<'_>) -> Result<Reply> {
@@ -124,7 +146,7 @@ impl Session {
             None => None,
         };
         let out = Outgoing { method: request.method.clone(), url: &request.url, headers, body };
-        let answer = self.0.transport.send(out).await?;
+        let answer = self.transport.send(out).await?;
         let json = serde_json::from_slice(&answer.body).unwrap_or_default();
         Ok(Reply { status: answer.status.as_u16(), json, bytes: answer.body, request_id: answer.request_id })
     }
@@ -242,6 +264,11 @@ impl Service {
     /// Its URL with the version.
     pub fn url(&self) -> &str {
         &self.base
+    }
+
+    /// The microversion it is asked in.
+    pub fn microversion(&self) -> Option<&str> {
+        self.microversion.as_deref()
     }
 
     /// Asks for the range of microversions.

@@ -12,7 +12,7 @@ use crate::journal::{Scope, Thing};
 /// Makes an empty volume, backs it up, restores the backup. Whatever goes wrong is a failure: these things have to work.
 pub(super) async fn api(facts: &Facts) -> Notes {
     let mut notes = Notes::default();
-    let scope = facts.journal.scope();
+    let scope = Scope::new(&facts.journal);
     let result = cycle(facts, &scope).await;
     scope.clear(facts, &mut notes).await;
     if let Err(Abort(text)) = result {
@@ -39,7 +39,7 @@ async fn cycle(facts: &Facts, scope: &Scope) -> Known<()> {
 /// A volume, once it is available.
 pub(crate) async fn volume(facts: &Facts, scope: &Scope, storage: &Service, body: Value) -> Known<String> {
     let name = facts.name("0117-volume");
-    let seq = scope.intend(Thing::Volume, &name)?;
+    let seq = scope.intend(Thing::Volume, &name).await?;
     let mut body = body;
     if let Some(body) = body.as_object_mut() {
         body.insert("name".into(), json!(name));
@@ -56,7 +56,7 @@ pub(crate) async fn volume(facts: &Facts, scope: &Scope, storage: &Service, body
 /// Backs up, and restores into a new volume; its id.
 pub(crate) async fn restore(facts: &Facts, scope: &Scope, storage: &Service, volume: &str) -> Known<String> {
     let name = facts.name("0117-backup");
-    let seq = scope.intend(Thing::Backup, &name)?;
+    let seq = scope.intend(Thing::Backup, &name).await?;
     let body = json!({"backup": {"volume_id": volume, "name": name, "description": facts.description()}});
     let made = storage.at("3.64").post("/backups", body).await?;
     let backup = id(&made, "/backup/id")?;
@@ -64,7 +64,7 @@ pub(crate) async fn restore(facts: &Facts, scope: &Scope, storage: &Service, vol
     available(facts, storage, "backup", &format!("/backups/{backup}")).await?;
 
     let name = facts.name("0117-restored");
-    let seq = scope.intend(Thing::Volume, &name)?;
+    let seq = scope.intend(Thing::Volume, &name).await?;
     let path = format!("/backups/{backup}/restore");
     storage.post(&path, json!({"restore": {"name": name}})).await?;
     let restored = appear(facts, storage, &name).await?;

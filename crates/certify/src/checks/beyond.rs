@@ -16,7 +16,7 @@ const PATTERN: usize = 4 << 20;
 /// Uploads bytes as an image; its id.
 async fn upload(facts: &Facts, scope: &Scope, images: &Service, bytes: Vec<u8>) -> Known<String> {
     let name = facts.name("0104-image");
-    let seq = scope.intend(Thing::Image, &name)?;
+    let seq = scope.intend(Thing::Image, &name).await?;
     let body =
         json!({"name": name, "disk_format": "raw", "container_format": "bare", "visibility": "private"});
     let made = images.post("/images", body).await?;
@@ -53,7 +53,7 @@ fn pattern(facts: &Facts) -> Vec<u8> {
 pub(super) async fn image_upload(facts: &Facts) -> Known<Notes> {
     let mut notes = Notes::default();
     let images = facts.image()?;
-    let scope = facts.journal.scope();
+    let scope = Scope::new(&facts.journal);
     let bytes = pattern(facts);
     let sent = Sha256::digest(&bytes);
     let result: Known<_> = async {
@@ -75,7 +75,7 @@ pub(super) async fn image_upload(facts: &Facts) -> Known<Notes> {
 /// A volume made from a known image is backed up; the restored one must hold the same bytes. It is read by way of an image.
 pub(super) async fn restored_content(facts: &Facts) -> Known<Notes> {
     let mut notes = Notes::default();
-    let scope = facts.journal.scope();
+    let scope = Scope::new(&facts.journal);
     let bytes = pattern(facts);
     let result = read_restored(facts, &scope, &bytes).await;
     scope.clear(facts, &mut notes).await;
@@ -93,7 +93,7 @@ async fn read_restored(facts: &Facts, scope: &Scope, bytes: &[u8]) -> Known<Opti
     let volume = backup::volume(facts, scope, &storage, json!({"size": 1, "imageRef": image})).await?;
     let restored = backup::restore(facts, scope, &storage, &volume).await?;
     let name = facts.name("0117-copy");
-    let seq = scope.intend(Thing::Image, &name)?;
+    let seq = scope.intend(Thing::Image, &name).await?;
     let action = json!({"os-volume_upload_image": {
         "image_name": name, "disk_format": "raw", "container_format": "bare", "force": false,
     }});

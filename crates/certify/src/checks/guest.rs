@@ -144,7 +144,7 @@ pub(crate) async fn boot(facts: &Facts) -> Known<Output> {
     let (images, flavors) = (facts.images().await?, facts.flavors().await?);
     let image = choose_image(&images)?;
     let flavor = choose_flavor(&flavors, image)?;
-    let scope = facts.journal.scope();
+    let scope = Scope::new(&facts.journal);
     let result = async {
         let network = wire(facts, &scope, guest).await?;
         let server = start(facts, &scope, guest, image, flavor, &network).await?;
@@ -167,7 +167,7 @@ async fn make(
     body: Value,
 ) -> Known<String> {
     let name = body.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let seq = scope.intend(thing, &name)?;
+    let seq = scope.intend(thing, &name).await?;
     let made = service.post(path, json!({ key: body })).await?;
     let id = made.pointer(&format!("/{key}/id")).and_then(Value::as_str).map(str::to_owned);
     let id = id.ok_or_else(|| Abort(format!("{path}: the answer has no id")))?;
@@ -195,7 +195,7 @@ async fn wire(facts: &Facts, scope: &Scope, guest: &Guest) -> Known<String> {
         "external_gateway_info": {"network_id": outside},
     });
     let router = make(scope, &service, Thing::Router, "/routers", "router", body).await?;
-    let seq = scope.intend(Thing::RouterInterface, &format!("{router}/{subnet}"))?;
+    let seq = scope.intend(Thing::RouterInterface, &format!("{router}/{subnet}")).await?;
     service.put(&format!("/routers/{router}/add_router_interface"), json!({"subnet_id": subnet})).await?;
     scope.made(seq, &router)?;
     Ok(network)

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Notes;
 use crate::facts::{Abort, Facts, Known};
-use crate::journal::Thing;
+use crate::journal::{Scope, Thing};
 
 fn text<'a>(rule: &'a Value, name: &str) -> Option<&'a str> {
     rule.get(name).and_then(Value::as_str).filter(|t| !t.is_empty())
@@ -79,9 +79,9 @@ pub(super) async fn default_rules(facts: &Facts) -> Known<Notes> {
 pub(super) async fn custom_group(facts: &Facts) -> Known<Notes> {
     let network = facts.network()?;
     let name = facts.name("0115-group");
-    let scope = facts.journal.scope();
+    let scope = Scope::new(&facts.journal);
     let result = async {
-        let seq = scope.intend(Thing::SecurityGroup, &name)?;
+        let seq = scope.intend(Thing::SecurityGroup, &name).await?;
         let body = json!({"security_group": {"name": name, "description": facts.description()}});
         let made = network.post("/security-groups", body).await?;
         let id = made.pointer("/security_group/id").and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -12,7 +12,7 @@ fn id_of(secret: &Value) -> Option<&str> {
 }
 
 async fn store(scope: &Scope, keys: &Service, name: &str) -> Known<Result<String, Error>> {
-    let seq = scope.intend(Thing::Secret, name)?;
+    let seq = scope.intend(Thing::Secret, name).await?;
     let body = json!({"name": name, "payload": "foo", "payload_content_type": "text/plain", "secret_type": "opaque"});
     match keys.post("/secrets", body).await {
         Ok(made) => {
@@ -33,7 +33,7 @@ pub(super) async fn permissions(facts: &Facts) -> Known<Notes> {
     }
     let keys = facts.keys()?;
     let name = facts.name("0116-secret");
-    let scope = facts.journal.scope();
+    let scope = Scope::new(&facts.journal);
     let result = async {
         keys.list("/secrets", "secrets").await?;
         let id = store(&scope, &keys, &name).await?.map_err(Step::Cloud)?;
@@ -89,7 +89,7 @@ pub(super) async fn payload(facts: &Facts) -> Known<Notes> {
         return Ok(notes);
     }
     let keys = facts.keys()?;
-    let scope = facts.journal.scope();
+    let scope = Scope::new(&facts.journal);
     let result: Known<Vec<u8>> = async {
         let id = store(&scope, &keys, &facts.name("0116-payload")).await??;
         let url = format!("{}/secrets/{id}/payload", keys.url());

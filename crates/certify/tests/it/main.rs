@@ -182,22 +182,22 @@ async fn what_a_killed_run_made_is_removed_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let facts = facts(&stub, "killed", dir.path()).await;
     let (network, storage) = (facts.network().unwrap(), facts.storage().await.unwrap());
-    let scope = facts.journal.scope();
+    let scope = certify::journal::Scope::new(&facts.journal);
     // Made, and the answer written down.
-    let seq = scope.intend(Thing::Network, "n").unwrap();
+    let seq = scope.intend(Thing::Network, "n").await.unwrap();
     let made = network.post("/networks", serde_json::json!({"network": {"name": "n"}})).await.unwrap();
     scope.made(seq, made["network"]["id"].as_str().unwrap()).unwrap();
     // Made, and killed before the answer came.
-    scope.intend(Thing::Volume, "v").unwrap();
+    scope.intend(Thing::Volume, "v").await.unwrap();
     storage.post("/volumes", serde_json::json!({"volume": {"name": "v", "size": 1}})).await.unwrap();
     // Written down, and killed before it was made.
-    scope.intend(Thing::SecurityGroup, "g").unwrap();
+    scope.intend(Thing::SecurityGroup, "g").await.unwrap();
     let path = facts.journal.path();
     drop((scope, facts.journal));
 
     let (_, journal) = Journal::open(&path).unwrap();
     let told =
-        certify::cleanup::remove(&facts.session, &journal, &journal.left(), Duration::from_millis(5)).await;
+        certify::journal::remove(&facts.session, &journal, &journal.left(), Duration::from_millis(5)).await;
     assert_eq!(told, Vec::<String>::new());
     assert!(journal.finish().unwrap());
     let names: BTreeSet<String> = stub
