@@ -176,6 +176,8 @@ enum Command {
     Simulate(simulate::Simulate),
     /// Judge a cloud, this or any other, by the rules of Sovereign Cloud Stack.
     Certify(Box<certify::cli::Certify>),
+    /// Watch a cloud, this or any other, as its tenants feel it.
+    Probe(Box<probe::cli::Probe>),
     /// Write what Tempest must know of a cloud to run the tests that scs-0128 asks for.
     TempestConfig(Box<certify::tempest::TempestConfig>),
     /// Write the API compatibility tables of the book.
@@ -275,6 +277,7 @@ pub fn main() -> ExitCode {
     let cli = match cli.command {
         Command::Certify(args) => return crate::tools::finish(args.main()),
         Command::TempestConfig(args) => return crate::tools::finish(args.main()),
+        Command::Probe(args) => return crate::tools::finish(args.main()),
         command => Cli { command },
     };
     // The supervisor and the one-shot commands need one thread; only the server has work for more.
@@ -394,7 +397,7 @@ async fn run(command: Command) -> Result<()> {
         }
         Command::Image { command } => image::run(command).await,
         // Done before there was a runtime.
-        Command::Simulate(_) | Command::Certify(_) | Command::TempestConfig(_) => Ok(()),
+        Command::Simulate(_) | Command::Certify(_) | Command::TempestConfig(_) | Command::Probe(_) => Ok(()),
         Command::ApiDocs { output } => apidocs::write(&output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "allod", &mut std::io::stdout());

@@ -1,4 +1,4 @@
-//! Tools for any cloud: `allod certify` and `allod tempest-config`, in the whole binary and, alone, in the small one.
+//! Tools for any cloud: `allod certify`, `allod probe` and `allod tempest-config`, in the whole binary and, alone, in the small one.
 
 use std::process::ExitCode;
 
@@ -37,6 +37,8 @@ mod alone {
     enum Command {
         /// Judge a cloud by the rules of Sovereign Cloud Stack.
         Certify(Box<certify::cli::Certify>),
+        /// Watch a cloud as its tenants feel it.
+        Probe(Box<probe::cli::Probe>),
         /// Write what Tempest must know of a cloud to run the tests that scs-0128 asks for.
         TempestConfig(Box<certify::tempest::TempestConfig>),
         /// Print a completion script.
@@ -50,6 +52,7 @@ mod alone {
     pub fn main() -> ExitCode {
         match Cli::parse().command {
             Command::Certify(args) => super::finish(args.main()),
+            Command::Probe(args) => super::finish(args.main()),
             Command::TempestConfig(args) => super::finish(args.main()),
             Command::Completions { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "allod", &mut std::io::stdout());

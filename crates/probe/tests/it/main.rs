@@ -1,0 +1,9 @@
+//! The probe against a cloud that keeps count, and guests that answer as told.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
+
+mod common;
+mod defects;
+mod killed;
+mod peers;
+mod stub;
