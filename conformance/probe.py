@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`allod probe` against a cloud that runs: `probe.py ALLOD [--agent FILE] [--image IMAGE] [--kills N] [--only WORD]`.
+"""`allod probe` against a cloud that runs: `probe.py ALLOD [--server ALLOD] [--agent FILE] [--image IMAGE] [--kills N] [--only WORD]`.
 
 simulated  hosts that are simulated: iterations of the control scenario; kill -9 at each step, at N moments of it, then cleanup:
            what the cloud has afterwards is what it had before
@@ -18,9 +18,10 @@ KINDS = [('network', 'networks'), ('network', 'subnets'), ('network', 'routers')
 
 class Cloud:
     def __init__(self, a, work, *more):
+        self.server = os.path.abspath(a.server or a.allod)
         self.allod, self.agent, self.work, self.state = os.path.abspath(a.allod), a.agent, work, os.path.join(work, 'state')
         self.begin = time.time()
-        sh(self.allod, 'up', '--state', self.state, '--listen', '127.0.0.1:0', '--detach', *more, timeout=240)
+        sh(self.server, 'up', '--state', self.state, '--listen', '127.0.0.1:0', '--detach', *more, timeout=240)
         self.env = {**{k: v for k, v in os.environ.items() if not k.startswith('OS_')}, 'OS_CLIENT_CONFIG_FILE': f'{self.state}/clouds.yaml'}
         os.environ['OS_CLIENT_CONFIG_FILE'] = self.env['OS_CLIENT_CONFIG_FILE']
         import openstack
@@ -56,7 +57,7 @@ class Cloud:
         p = subprocess.run([self.allod, 'probe', 'cleanup', '--state', f'{self.work}/probe', '--json'], capture_output=True, text=True, env=self.env, timeout=600)
         if p.returncode: raise Failed(f'cleanup: exit {p.returncode}: {p.stdout[-800:]} {p.stderr[-800:]}')
 
-    def down(self): subprocess.run([self.allod, 'down', '--state', self.state, '--purge'], capture_output=True, timeout=120)
+    def down(self): subprocess.run([self.server, 'down', '--state', self.state, '--purge'], capture_output=True, timeout=120)
 
 
 def told(iteration):
@@ -111,8 +112,10 @@ def real(a, work):
         c.say('cloud is up')
         c.admin.image.create_image(name='mini', filename=os.path.abspath(a.image), disk_format='qcow2', container_format='bare', visibility='public',
                                    wait=True, validate_checksum=False)
+        # Five guests of a machine that has no hardware for it.
+        flavor = a.flavor or c.admin.compute.create_flavor(name='probe', ram=256, vcpus=1, disk=1).name
         before = c.has()
-        args = ['--set', 'image=mini', '--set', f'flavor={a.flavor}', '--set', 'user=root', '--set', 'networks=2', '--set', 'guests=4']
+        args = ['--set', 'image=mini', '--set', f'flavor={flavor}', '--set', 'user=root', '--set', 'networks=2', '--set', 'guests=4']
         rc, iterations = c.probe(*args, '-n', str(a.iterations), '--output', a.output or f'{work}/out')
         for one in iterations:
             i = one['iteration']
@@ -134,8 +137,8 @@ def real(a, work):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
-    ap.add_argument('allod'); ap.add_argument('--agent', default=''); ap.add_argument('--image', default=''); ap.add_argument('--kills', type=int, default=1)
-    ap.add_argument('--flavor', default='SCS-1V-4'); ap.add_argument('--iterations', type=int, default=1); ap.add_argument('--output', default='')
+    ap.add_argument('allod'); ap.add_argument('--server', default=''); ap.add_argument('--agent', default=''); ap.add_argument('--image', default=''); ap.add_argument('--kills', type=int, default=1)
+    ap.add_argument('--flavor', default=''); ap.add_argument('--iterations', type=int, default=1); ap.add_argument('--output', default='')
     ap.add_argument('--only', default=''); ap.add_argument('--inside', default='')
     a = ap.parse_args()
     a.agent = os.path.abspath(a.agent) if a.agent else ''

@@ -447,6 +447,8 @@ impl Runner {
             Some(iteration) => iteration,
             None => {
                 say("removing what was made");
+                // It opens nothing that stays.
+                let _ = std::fs::remove_file(engine.key_file(number));
                 let left =
                     cleanup::remove(session, &engine.journal, &engine.journal.left(), Pace::default()).await;
                 let left = left

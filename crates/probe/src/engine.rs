@@ -154,12 +154,17 @@ impl Engine {
         *self.stop.borrow()
     }
 
+    /// Where the private key of an iteration lies while it goes on.
+    pub fn key_file(&self, number: u64) -> PathBuf {
+        self.keys.join(format!("{}-{number}.key", self.run))
+    }
+
     /// One iteration, teardown included.
     pub async fn iterate(&self, number: u64) -> anyhow::Result<Iteration> {
         let begin = Instant::now();
         let at = self.clock.now().iso_micros();
         let key = Key::generate(&self.entropy, &format!("allod-{}-{number}", self.run))?;
-        let key_file = self.keys.join(format!("{}-{number}.key", self.run));
+        let key_file = self.key_file(number);
         write_secret(&key_file, &key.private)?;
         let pass = Pass {
             engine: self,

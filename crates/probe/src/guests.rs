@@ -117,7 +117,7 @@ pub(crate) async fn check(pass: &Pass<'_>, step: &Step, check: Check, mut item: 
         Check::Matrix => matrix(pass, step, about, &server_step, &server, way).await,
         Check::Throughput => throughput(pass, step, about, &server_step, &server, way).await,
         Check::Bench => bench(pass, step, about, way).await,
-        _ => balancer(pass, step, about, way).await,
+        _ => balancer(pass, step, about, &server_step, way).await,
     };
     Worked { item, failed }
 }
@@ -383,7 +383,7 @@ async fn throughput(
 
 async fn bench(pass: &Pass<'_>, step: &Step, about: About, way: &Target) -> Option<u64> {
     let limit = pass.limit(step, 120.0);
-    let command = format!("{AGENT} bench /var/tmp");
+    let command = format!("d=/var/tmp; [ -w $d ] || d=/tmp; {AGENT} bench $d");
     let command = command.as_str();
     let (result, seq) = pass
         .operate(step, about, limit, false, |_| async move {
@@ -411,13 +411,21 @@ async fn bench(pass: &Pass<'_>, step: &Step, about: About, way: &Target) -> Opti
 }
 
 /// Every member answers in its turn, and nobody else.
-async fn balancer(pass: &Pass<'_>, step: &Step, about: About, way: &Target) -> Option<u64> {
+async fn balancer(
+    pass: &Pass<'_>,
+    step: &Step,
+    about: About,
+    server_step: &str,
+    way: &Target,
+) -> Option<u64> {
     let limit = pass.limit(step, 60.0);
     let (vip, members) = {
         let board = pass.board.read();
         let found = board.all(&pass.engine.scenario, Thing::LoadBalancer).next();
         let vip = found.and_then(|(_, lb)| lb.value.get("vip_address")?.as_str().map(str::to_owned));
-        let guests = board.all(&pass.engine.scenario, Thing::Server).filter(|(_, s)| s.agent);
+        let guests = board
+            .all(&pass.engine.scenario, Thing::Server)
+            .filter(|(step, s)| s.agent && *step != server_step);
         (vip, guests.map(|(_, s)| s.name.clone()).collect::<Vec<_>>())
     };
     let Some(vip) = vip else {

@@ -32,9 +32,6 @@ impl View {
 
     /// An iteration is over.
     pub fn ended(&self, _: &Iteration) {
-        self.bar.set_prefix("");
-        self.bar.set_length(0);
-        self.bar.reset();
         if !self.bar.is_hidden() {
             self.bar.finish_and_clear();
         }
@@ -46,6 +43,9 @@ impl Witness for View {
         if self.verbose {
             eprintln!("step {step} ({items})");
         }
+        if self.bar.is_finished() {
+            self.bar.reset();
+        }
         self.bar.set_prefix(step.to_owned());
         self.bar.set_position(0);
         self.bar.set_length(u64::try_from(items).unwrap_or(u64::MAX));
@@ -56,12 +56,9 @@ impl Witness for View {
             eprintln!("  {:>9.3} s  {}", record.seconds(), record.told());
         }
         self.bar.inc(1);
-        if record.class.failed() {
-            self.bar.suspend(|| {
-                if !self.bar.is_hidden() {
-                    eprintln!("{}", record.told());
-                }
-            });
+        // Asked before: while it is suspended, the bar answers nobody.
+        if record.class.failed() && !self.bar.is_hidden() {
+            self.bar.suspend(|| eprintln!("{}", record.told()));
         }
     }
 

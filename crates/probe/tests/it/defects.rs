@@ -80,6 +80,12 @@ fn well(
         if let Some(answer) = special(&target.address, command) {
             return answer;
         }
+        if command.contains(" bench ") {
+            return output(
+                json!({"cpu_seconds": 0.2, "disk_write": 500.0, "disk_sync": 1.0, "disk_slow": 0.0})
+                    .to_string(),
+            );
+        }
         let words: Vec<&str> = command.split(' ').collect();
         let row = |peer: &str| {
             let part = json!({"sent": 10, "received": 10, "median_us": 400});
@@ -90,10 +96,6 @@ fn well(
             Some(&"throughput") => {
                 output(json!({"sent_mbit_s": 10_000.0, "received_mbit_s": 10_000.0}).to_string())
             }
-            Some(&"bench") => output(
-                json!({"cpu_seconds": 0.2, "disk_write": 500.0, "disk_sync": 1.0, "disk_slow": 0.0})
-                    .to_string(),
-            ),
             _ => output(String::new()),
         }
     })
@@ -294,6 +296,44 @@ async fn d07_a_load_balancer_is_judged_by_its_answers() {
     let skipped: Vec<_> = iteration.records.iter().filter(|r| r.step.starts_with("balancer")).collect();
     assert!(skipped.len() > 5 && skipped.iter().all(|r| r.class == Class::Skipped), "{skipped:?}");
     assert!(skipped.iter().all(|r| r.message.as_ref().unwrap().contains("load-balancer")));
+}
+
+/// D07, D23: its parts are made one after the other, each when it takes changes again; two requests that fail are two.
+#[tokio::test]
+async fn d07_failed_requests_are_counted_as_such() {
+    for failing in [0, 2] {
+        let mut world = World { looks: 3, ..World::default() };
+        world.services.push("load-balancer");
+        let stub = Stub::start(world).await;
+        let of = stub.clone();
+        let hands = well(move |_, command| {
+            command.contains("/hostname").then(|| {
+                let named =
+                    |s: &Value| s["name"].as_str().filter(|n| n.contains("-guest-")).map(str::to_owned);
+                let names: Vec<String> = of.with(|w| w.things["servers"].iter().filter_map(named).collect());
+                let answers = names.iter().cycle().take(2 * names.len() - failing);
+                output(answers.map(|n| format!("{n}\n")).collect())
+            })
+        });
+        let setup = inside(&stub, guests(), hands).await;
+        let iteration = setup.engine.iterate(1).await.unwrap();
+        let told = failures(&iteration);
+        if failing == 0 {
+            assert!(iteration.fine(), "{told:?}");
+        } else {
+            assert!(told.len() == 1 && told[0].contains("2 of 6 requests failed"), "{told:?}");
+        }
+        assert_eq!(
+            iteration.records.iter().filter(|r| r.op == "member.create" && r.class == Class::Ok).count(),
+            3
+        );
+        assert_eq!(stub.left(), Vec::<String>::new());
+        stub.with(|w| {
+            let listener = w.seen.iter().position(|s| s.is("POST", "/listeners")).unwrap();
+            let looks = w.seen[..listener].iter().filter(|s| s.is("GET", "/loadbalancers/")).count();
+            assert!(looks > 3, "{looks}");
+        });
+    }
 }
 
 /// D08, D09: any failure makes an iteration fail, 256 as one.

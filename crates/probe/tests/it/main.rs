@@ -5,5 +5,6 @@
 mod common;
 mod defects;
 mod killed;
+mod namespaces;
 mod peers;
 mod stub;

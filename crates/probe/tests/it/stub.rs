@@ -92,6 +92,9 @@ const COLLECTIONS: &[(&str, &str, &str)] = &[
     ("servers", "servers", "server"),
     ("os-keypairs", "keypairs", "keypair"),
     ("loadbalancers", "loadbalancers", "loadbalancer"),
+    ("listeners", "listeners", "listener"),
+    ("pools", "pools", "pool"),
+    ("members", "members", "member"),
 ];
 
 impl Stub {
@@ -215,6 +218,9 @@ impl World {
                 (if attached { 200 } else { 202 }, json!({"volumeAttachment": {"id": volume}}))
             }
             ["network", "v2.0", "routers", id, verb] => self.interface(id, verb, &seen.body),
+            ["load-balancer", _, "pools", _, "members"] => {
+                self.collection(method, "members", &[], &seen.body, query)
+            }
             [_, _, _, "volumes", rest @ ..] => self.collection(method, "volumes", rest, &seen.body, query),
             [_, _, collection, rest @ ..] => self.collection(method, collection, rest, &seen.body, query),
             _ => missing(),
@@ -312,8 +318,9 @@ impl World {
                     if collection == "servers" && broken.iter().any(|b| name.ends_with(b)) {
                         found["status"] = json!("ERROR");
                         found["fault"] = json!({"message": "No valid host was found"});
-                    } else if let Some(ready) = found["ready"].as_str() {
+                    } else if let Some(ready) = found["ready"].as_str().map(str::to_owned) {
                         found["status"] = json!(ready);
+                        found["provisioning_status"] = json!(ready);
                         found["ready"] = Value::Null;
                     }
                 }
@@ -331,6 +338,12 @@ impl World {
                         if volume["attached"] == **id {
                             volume["status"] = json!("available");
                         }
+                    }
+                }
+                if collection == "loadbalancers" {
+                    // The client asks for all that belongs to it to go.
+                    for part in ["listeners", "pools", "members"] {
+                        self.things.remove(part);
                     }
                 }
                 self.things.entry(collection.into()).or_default().retain(|t| t["id"] != **id);
@@ -363,6 +376,13 @@ impl World {
             thing["hostId"] = json!(self.hosts[host]);
             thing["addresses"] =
                 json!({"net": [{"addr": format!("10.0.0.{}", self.next), "OS-EXT-IPS:type": "fixed"}]});
+        }
+        if collection == "ports" {
+            thing["fixed_ips"] = json!([{"ip_address": format!("10.0.0.{}", self.next), "subnet_id": "s"}]);
+        }
+        if collection == "loadbalancers" {
+            thing["vip_address"] = json!("10.0.0.1");
+            thing["provisioning_status"] = json!("PENDING_CREATE");
         }
         if collection == "floatingips" {
             thing["floating_ip_address"] = json!(format!("203.0.113.{}", self.next % 250));
