@@ -32,7 +32,7 @@ async fn calls_of_a_whole_run() -> usize {
 #[tokio::test]
 async fn killed_at_any_call_nothing_is_left() {
     let calls = calls_of_a_whole_run().await;
-    assert!(calls > 50, "{calls}");
+    assert!(calls >= 40, "{calls}");
     let moments: Vec<(usize, bool)> = (1..calls).flat_map(|n| [(n, false), (n, true)]).collect();
     let run = |(at, after): (usize, bool)| async move {
         let reached = Arc::new(Notify::new());
