@@ -247,7 +247,7 @@ pub async fn assemble(site: &Site, parts: Parts) -> Result<Cloud> {
         controller = controller.add(reconciler, options);
     }
     let handle = controller.start().await?;
-    compute.set_controller(handle.clone());
+    compute.set_controller(handle.waker());
     let owners = || Arc::new(HostOwners(handle.shards().clone()));
     let relay = replica.map(|r| Arc::new(link::Relay::new(owners(), r.http, questions.clone())));
     let access: Arc<dyn HostAccess> = match (hosts, &relay) {

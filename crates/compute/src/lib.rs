@@ -126,7 +126,8 @@ pub struct State {
     /// Servers whose ports may have changed.
     stale: Mutex<HashSet<ServerId>>,
     access: RwLock<Option<Arc<dyn HostAccess>>>,
-    controller: OnceLock<::reconcile::Handle>,
+    /// Weak: the reconcilers hold this state.
+    controller: OnceLock<::reconcile::Waker>,
 }
 
 impl State {
@@ -169,9 +170,9 @@ impl State {
         vec![Arc::new(reconcile::Servers(self.clone())), Arc::new(hosts::Folds(self.clone()))]
     }
 
-    /// Hands in the running controller, through which hints wake reconcilers.
-    pub fn set_controller(&self, handle: ::reconcile::Handle) {
-        let _ = self.controller.set(handle);
+    /// Hands in what hints wake reconcilers through.
+    pub fn set_controller(&self, controller: ::reconcile::Waker) {
+        let _ = self.controller.set(controller);
     }
 
     /// Hands in the way to live hosts (console logs); without it they answer 503.

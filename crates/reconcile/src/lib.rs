@@ -14,7 +14,7 @@ mod status;
 mod together;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -135,6 +135,10 @@ pub struct Handle {
     shards: Shards,
 }
 
+/// Wakes keys of running reconcilers without keeping them: for what reconcilers themselves hold.
+#[derive(Clone, Default)]
+pub struct Waker(Weak<Vec<Arc<Task>>>);
+
 /// How far stopping has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 enum Stop {
@@ -213,17 +217,14 @@ impl Controller {
 }
 
 impl Handle {
-    /// Wakes a key without the store: a hint from a driver. Where another replica works on the key it is told through the
-    /// outbox.
+    /// What wakes keys without keeping the reconcilers running.
+    pub fn waker(&self) -> Waker {
+        Waker(Arc::downgrade(&self.tasks))
+    }
+
+    /// As [`Waker::wake`].
     pub fn wake(&self, kind: &str, key: &str) {
-        for task in self.tasks.iter().filter(|t| t.reconciler.kind() == kind) {
-            if task.views.borrow().alone {
-                task.queue.push(key, Source::Hint, 0);
-                task.stir.notify_one();
-            } else {
-                tokio::spawn(task.clone().hint(key.to_owned()));
-            }
-        }
+        self.waker().wake(kind, key);
     }
 
     /// How the work is shared with other replicas.
@@ -263,6 +264,22 @@ impl Handle {
         if tokio::time::timeout(patience, self.stop()).await.is_err() {
             self.stop.send_replace(Stop::Now);
             self.stop().await;
+        }
+    }
+}
+
+impl Waker {
+    /// Wakes a key without the store: a hint from a driver. Where another replica works on the key it is told through the
+    /// outbox. Nothing happens when the reconcilers are gone.
+    pub fn wake(&self, kind: &str, key: &str) {
+        let Some(tasks) = self.0.upgrade() else { return };
+        for task in tasks.iter().filter(|t| t.reconciler.kind() == kind) {
+            if task.views.borrow().alone {
+                task.queue.push(key, Source::Hint, 0);
+                task.stir.notify_one();
+            } else {
+                tokio::spawn(task.clone().hint(key.to_owned()));
+            }
         }
     }
 }

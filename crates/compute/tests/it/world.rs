@@ -786,7 +786,7 @@ impl World {
             controller = controller.add(one, options);
         }
         let handle = controller.start().await.unwrap();
-        state.set_controller(handle.clone());
+        state.set_controller(handle.waker());
         self.server.lock().handle = Some(handle);
     }
 
@@ -828,6 +828,8 @@ impl World {
         if let Some(handle) = handle {
             handle.stop_within(Duration::ZERO).await;
         }
+        // Agents know the way to the service, which knows the way to them: without this nothing would be freed.
+        self.access.0.lock().clear();
     }
 
     pub fn client(&self, token: &str) -> Client {
