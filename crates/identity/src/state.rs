@@ -18,6 +18,7 @@ use crate::audit::Trail;
 use crate::compliance::Operator;
 use crate::jws::Jws;
 use crate::keys::{Keys, Repository};
+use crate::ldap::Turns;
 use crate::oidc::keys::Signing;
 use crate::password::Passwords;
 use crate::throttle::Throttle;
@@ -134,6 +135,7 @@ pub struct State {
     pub(crate) signing: Signing,
     /// Told when a domain's directory is another.
     pub(crate) directories: Notify,
+    pub(crate) directory_turns: Turns,
     /// What this process calls itself where one of several does something.
     holder: String,
     policy: Policy,
@@ -192,6 +194,7 @@ impl State {
             issuers,
             signing,
             directories: Notify::new(),
+            directory_turns: Turns::default(),
             holder,
             policy,
         }))

@@ -93,11 +93,16 @@ fn note(tx: &mut Tx<'_>, domain: &DomainId, kind: &str, local_id: &str, dn: &str
     }
 }
 
+/// Says that an entry has no account, as its name is another's.
+fn passed_over(domain: &DomainId, who: &Person) {
+    let dn = &who.dn;
+    tracing::warn!(%domain, dn, "another user of the domain has the name of an entry; it is passed over");
+}
+
 /// Brings a user up to date; `None` where another user of the domain has the name. Second: whether anything changed.
 fn person(tx: &mut Tx<'_>, domain: &DomainId, person: &Person) -> Result<(Option<User>, bool)> {
     let id = UserId::new(public_id(domain, USER, &person.local_id));
     if directory::user_named(tx, domain, &person.name)?.is_some_and(|other| other.id != id) {
-        tracing::warn!(%domain, dn = person.dn, "another user of the domain has the name of an entry; it is passed over");
         return Ok((None, false));
     }
     let mut changed = note(tx, domain, USER, &person.local_id, &person.dn)?;
@@ -184,7 +189,10 @@ fn take_out(tx: &mut Tx<'_>, membership: &Membership) -> Result<()> {
 
 /// Who has just proved to be somebody, with the groups that somebody is in: those, and no others of the directory.
 pub fn enter(tx: &mut Tx<'_>, domain: &DomainId, who: &Person, groups: &[Team]) -> Result<Option<User>> {
-    let (Some(user), _) = person(tx, domain, who)? else { return Ok(None) };
+    let (Some(user), _) = person(tx, domain, who)? else {
+        passed_over(domain, who);
+        return Ok(None);
+    };
     let mut wanted = BTreeSet::new();
     for one in groups {
         wanted.extend(team(tx, domain, one)?.0);
@@ -203,11 +211,38 @@ pub fn enter(tx: &mut Tx<'_>, domain: &DomainId, who: &Person, groups: &[Team]) 
     Ok(Some(user))
 }
 
-/// Brings users up to date; how many were not.
-pub fn people(tx: &mut Tx<'_>, domain: &DomainId, some: &[Person]) -> Result<usize> {
-    let mut changed = 0;
+/// Brings users up to date; how many were not, and those whose name another has.
+pub fn people(tx: &mut Tx<'_>, domain: &DomainId, some: &[Person]) -> Result<(usize, Vec<Person>)> {
+    let (mut changed, mut left) = (0, Vec::new());
     for one in some {
-        changed += usize::from(person(tx, domain, one)?.1);
+        match person(tx, domain, one)? {
+            (Some(_), other) => changed += usize::from(other),
+            (None, _) => left.push(one.clone()),
+        }
+    }
+    Ok((changed, left))
+}
+
+/// Brings users up to date whose names others had: who the directory calls otherwise by now gives a name up, so that names
+/// can be exchanged. How many were not up to date.
+pub fn exchange(tx: &mut Tx<'_>, domain: &DomainId, left: &[Person], people: &[Person]) -> Result<usize> {
+    let by_id: BTreeMap<UserId, &Person> =
+        people.iter().map(|p| (UserId::new(public_id(domain, USER, &p.local_id)), p)).collect();
+    let mut todo: BTreeMap<&str, &Person> = left.iter().map(|p| (p.local_id.as_str(), p)).collect();
+    for one in left {
+        let Some(mut holder) = directory::user_named(tx, domain, &one.name)? else { continue };
+        let Some(now) = by_id.get(&holder.id).filter(|now| now.name != one.name) else { continue };
+        holder.name = holder.id.to_string();
+        tx.update(&mut holder)?;
+        todo.insert(&now.local_id, now);
+    }
+    let mut changed = 0;
+    for one in todo.into_values() {
+        let (user, other) = person(tx, domain, one)?;
+        if user.is_none() {
+            passed_over(domain, one);
+        }
+        changed += usize::from(other);
     }
     Ok(changed)
 }

@@ -12,12 +12,15 @@ mod client;
 mod mirror;
 mod settings;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::{DomainId, Error, Result, UserId};
+use parking_lot::Mutex;
 use serde_json::Value;
 use store::{Query, Tx};
+use tokio::sync::Semaphore;
 
 use crate::model::{DomainConfig, LdapEntry, LoginRecord, User};
 use crate::state::State;
@@ -30,6 +33,21 @@ use settings::Settings;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a whole directory may take.
 const LONGEST: Duration = Duration::from_secs(240);
+/// Logins of a domain that are at its directory at a time; the next ones wait their turn, within [`PATIENCE`].
+const AT_A_TIME: usize = 16;
+
+/// Turns at the directories, a queue for each domain: one that is slow keeps only its own people waiting.
+#[derive(Default)]
+pub struct Turns(Mutex<HashMap<DomainId, Arc<Semaphore>>>);
+
+impl Turns {
+    fn of(&self, domain: &DomainId) -> Arc<Semaphore> {
+        let mut all = self.0.lock();
+        // What nobody waits at is made anew when somebody comes.
+        all.retain(|_, turns| Arc::strong_count(turns) > 1);
+        all.entry(domain.clone()).or_insert_with(|| Arc::new(Semaphore::new(AT_A_TIME))).clone()
+    }
+}
 
 /// Where an account's password is proved.
 #[derive(Debug, Clone)]
@@ -112,8 +130,12 @@ impl State {
             return Err(unauthorized());
         }
         let settings = Arc::new(self.ldap_settings(&at.config)?);
-        let asked = tokio::time::timeout(PATIENCE, self.ask_directory(&settings, &at, password)).await;
-        asked.map_err(|_| client::silent("it takes too long"))?
+        let turns = self.directory_turns.of(&at.config.id);
+        let asked = async {
+            let _turn = turns.acquire().await.map_err(client::silent)?;
+            self.ask_directory(&settings, &at, password).await
+        };
+        tokio::time::timeout(PATIENCE, asked).await.map_err(|_| client::silent("it takes too long"))?
     }
 
     async fn ask_directory(&self, settings: &Arc<Settings>, at: &Elsewhere, password: &str) -> Result<User> {
@@ -186,10 +208,17 @@ impl State {
         let teams = directory.all(&settings.groups).await?;
         let teams: Vec<_> = teams.iter().filter_map(|e| settings.team(e)).collect();
         directory.close().await;
-        let mut changed = 0;
+        let (mut changed, mut left) = (0, Vec::new());
         for some in people.chunks(mirror::CHUNK) {
             let (domain, some) = (domain.clone(), some.to_vec());
-            changed += self.write(move |tx| mirror::people(tx, &domain, &some)).await?;
+            let (others, over) = self.write(move |tx| mirror::people(tx, &domain, &some)).await?;
+            changed += others;
+            left.extend(over);
+        }
+        let people = Arc::new(people);
+        if !left.is_empty() {
+            let (domain, people) = (domain.clone(), people.clone());
+            changed += self.write(move |tx| mirror::exchange(tx, &domain, &left, &people)).await?;
         }
         let by_dn = mirror::by_name(&domain, &people, settings.members_are_ids);
         for some in teams.chunks(mirror::CHUNK) {

@@ -29,10 +29,11 @@ objectClass: organizationalUnit
 ou: UserGroups
 ";
 
-/// slapd on a free port, with nobody but the administrator and who reads.
+/// slapd on free ports, one of them TLS alone, with nobody but the administrator and who reads.
 struct Slapd {
     dir: TempDir,
     port: u16,
+    tls_port: u16,
     child: Option<Child>,
 }
 
@@ -56,18 +57,24 @@ impl Slapd {
         let at = |name: &str| dir.path().join(name).display().to_string();
         std::fs::create_dir(dir.path().join("db")).unwrap();
         let modules = "/usr/lib/ldap";
+        let cert = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(at("cert.pem"), cert.cert.pem()).unwrap();
+        std::fs::write(at("key.pem"), cert.signing_key.serialize_pem()).unwrap();
         let text = format!(
             "include /etc/ldap/schema/core.schema\ninclude /etc/ldap/schema/cosine.schema\n\
              include /etc/ldap/schema/inetorgperson.schema\nmodulepath {modules}\nmoduleload back_mdb\n\
-             pidfile {}\nsizelimit unlimited\ndatabase mdb\nmaxsize 104857600\nsuffix dc=test\nrootdn {ROOT}\nrootpw root-password\n\
+             pidfile {}\nTLSCertificateFile {}\nTLSCertificateKeyFile {}\nsizelimit unlimited\ndatabase mdb\nmaxsize 104857600\nsuffix dc=test\nrootdn {ROOT}\nrootpw root-password\n\
              directory {}\naccess to attrs=userPassword by anonymous auth by * none\naccess to * by * read\n",
             at("pid"),
+            at("cert.pem"),
+            at("key.pem"),
             at("db"),
         );
         std::fs::write(dir.path().join("slapd.conf"), text).unwrap();
         run("/usr/sbin/slapadd", &["-f", &at("slapd.conf")], ENTRIES);
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut slapd = Slapd { dir, port, child: None };
+        let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [port, tls_port] = listeners.map(|l| l.local_addr().unwrap().port());
+        let mut slapd = Slapd { dir, port, tls_port, child: None };
         slapd.start().await;
         slapd
     }
@@ -76,10 +83,14 @@ impl Slapd {
         format!("ldap://127.0.0.1:{}", self.port)
     }
 
+    fn tls_url(&self) -> String {
+        format!("ldaps://127.0.0.1:{}", self.tls_port)
+    }
+
     async fn start(&mut self) {
         let conf: &Path = &self.dir.path().join("slapd.conf");
         let child = Command::new("/usr/sbin/slapd")
-            .args(["-d", "0", "-h", &self.url(), "-f"])
+            .args(["-d", "0", "-h", &format!("{} {}", self.url(), self.tls_url()), "-f"])
             .arg(conf)
             .stderr(Stdio::null())
             .spawn()
@@ -437,4 +448,73 @@ async fn accounts_that_are_there_keep_their_names() {
     };
     by_id("secret-of-bob").await.expect(201);
     by_id("wrong").await.expect(401);
+}
+
+#[tokio::test]
+async fn two_who_exchange_names_keep_their_accounts() {
+    let slapd = Slapd::new().await;
+    let (world, domain) = corp(&slapd).await;
+    world.state.read_directories().await.unwrap();
+    let id = async |name: &str, password: &str| {
+        login(&world, name, password).await.expect(201).text_at("/token/user/id")
+    };
+    let (ann, bob) = (id("ann", "secret-of-ann").await, id("bob", "secret-of-bob").await);
+    for (who, name) in [("ann", "bob"), ("bob", "ann")] {
+        slapd.change(&user_dn(who), Mod::Replace("uid".into(), one(name))).await;
+    }
+    world.state.read_directories().await.unwrap();
+    assert_eq!(names(&world, &format!("/v3/users?domain_id={domain}"), "users").await, ["ann", "bob"]);
+    assert_eq!(id("bob", "secret-of-ann").await, ann);
+    assert_eq!(id("ann", "secret-of-bob").await, bob);
+    // Of two with one name, who had it keeps it.
+    slapd.change(&user_dn("bob"), Mod::Replace("uid".into(), one("bob"))).await;
+    world.state.read_directories().await.unwrap();
+    assert_eq!(names(&world, &format!("/v3/users?domain_id={domain}"), "users").await, ["ann", "bob"]);
+}
+
+#[tokio::test]
+async fn over_tls_the_named_authority_is_trusted_and_no_other() {
+    let slapd = Slapd::new().await;
+    let (world, domain) = corp(&slapd).await;
+    let own = slapd.dir.path().join("cert.pem");
+    let strange = slapd.dir.path().join("strange.pem");
+    let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&strange, other.cert.pem()).unwrap();
+    for (url, start_tls) in [(slapd.tls_url(), false), (slapd.url(), true)] {
+        for (authority, answer) in [(&own, 201), (&strange, 503)] {
+            let tls = json!({"use_tls": start_tls, "tls_cacertfile": authority.display().to_string()});
+            configure(&world, &domain, &url, tls).await;
+            let said = login(&world, "ann", "secret-of-ann").await;
+            assert_eq!(said.status, answer, "{url} {authority:?}: {}", said.text());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_is_silent_holds_a_few_logins_and_no_more() {
+    const MOST: usize = 16;
+    let world = std::sync::Arc::new(World::new().await);
+    let domain = world.make_id("domain", json!({"name": "corp"})).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    configure(&world, &domain, &format!("ldap://{}", listener.local_addr().unwrap()), json!({})).await;
+    let logins: Vec<_> = (0..MOST + 4)
+        .map(|n| {
+            let world = world.clone();
+            tokio::spawn(async move { login(&world, &format!("user-{n}"), "secret").await.status })
+        })
+        .collect();
+    let mut held = Vec::new();
+    for _ in 0..MOST {
+        held.push(listener.accept().await.unwrap());
+    }
+    let more = tokio::time::timeout(Duration::from_millis(300), listener.accept()).await;
+    assert!(more.is_err(), "one more is at the directory");
+    // Who waited comes when others have gone.
+    drop(held);
+    for _ in 0..4 {
+        listener.accept().await.unwrap();
+    }
+    for login in logins {
+        assert_eq!(login.await.unwrap(), 503);
+    }
 }
