@@ -5,7 +5,7 @@ use base::{EndpointId, Error, RegionId, Result, ServiceId};
 use serde_json::{Map, Value, json};
 use store::{Query, Tx};
 
-use super::{Cx, enforce, entity, listed, one};
+use super::{Cx, enforce, entity, listed_all, one};
 use crate::directory;
 use crate::logic::body::{Doc, Fields, Kind, may, may_null, missing, must, shape};
 use crate::model::{Endpoint, EndpointFilter, Limit, PolicyAssociation, Region, RegisteredLimit, Service};
@@ -133,9 +133,7 @@ fn service_wire(cx: &Cx, service: &Service) -> Value {
 
 async fn list_services(cx: Cx, req: Request<()>) -> Result<Reply> {
     enforce(&cx, &Target::none())?;
-    let found = cx.read(|tx| tx.list::<Service>(&Query::new())).await?;
-    let items = found.iter().map(|s| service_wire(&cx, s)).collect();
-    listed(&cx, &req, "services", items, &["type", "name"])
+    listed_all::<Service, _>(&cx, &req, "services", service_wire, &["type", "name"]).await
 }
 
 pub(super) fn service(tx: &mut Tx<'_>, id: &str) -> Result<Service> {
@@ -237,9 +235,14 @@ pub(super) fn endpoint(tx: &mut Tx<'_>, id: &str) -> Result<Endpoint> {
 
 async fn list_endpoints(cx: Cx, req: Request<()>) -> Result<Reply> {
     enforce(&cx, &Target::none())?;
-    let found = cx.read(|tx| tx.list::<Endpoint>(&Query::new())).await?;
-    let items = found.iter().map(|e| endpoint_wire(&cx, e)).collect();
-    listed(&cx, &req, "endpoints", items, &["interface", "service_id", "region_id"])
+    listed_all::<Endpoint, _>(
+        &cx,
+        &req,
+        "endpoints",
+        endpoint_wire,
+        &["interface", "service_id", "region_id"],
+    )
+    .await
 }
 
 /// `region_id` must exist; `region`, the older name, is made if it does not.
@@ -386,9 +389,7 @@ pub(super) fn region(tx: &mut Tx<'_>, id: &str) -> Result<Region> {
 }
 
 async fn list_regions(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let found = cx.read(|tx| tx.list::<Region>(&Query::new())).await?;
-    let items = found.iter().map(|r| region_wire(&cx, r)).collect();
-    listed(&cx, &req, "regions", items, &["parent_region_id"])
+    listed_all::<Region, _>(&cx, &req, "regions", region_wire, &["parent_region_id"]).await
 }
 
 async fn create_region(cx: Cx, req: Request<Doc<RegionCreate>>) -> Result<Reply> {

@@ -7,7 +7,7 @@ use base::{EndpointId, Error, ProjectId, Result};
 use serde_json::{Map, Value, json};
 use store::{Query, Tx};
 
-use super::{Cx, catalog, enforce, listed, one, projects};
+use super::{Cx, catalog, enforce, inserted, listed, listed_all, one, projects};
 use crate::directory;
 use crate::logic::body::{Doc, Kind, invalid, may, may_null, must, shape};
 use crate::model::{Endpoint, EndpointFilter, EndpointGroup, Project};
@@ -131,9 +131,7 @@ fn group(tx: &mut Tx<'_>, id: &str) -> Result<EndpointGroup> {
 
 async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
     enforce(&cx, &Target::none())?;
-    let found = cx.read(|tx| tx.list::<EndpointGroup>(&Query::new())).await?;
-    let items = found.iter().map(|g| wire(&cx, g)).collect();
-    listed(&cx, &req, "endpoint_groups", items, &["name"])
+    listed_all::<EndpointGroup, _>(&cx, &req, "endpoint_groups", wire, &["name"]).await
 }
 
 async fn create(cx: Cx, req: Request<Doc<EndpointGroupCreate>>) -> Result<Reply> {
@@ -146,13 +144,7 @@ async fn create(cx: Cx, req: Request<Doc<EndpointGroupCreate>>) -> Result<Reply>
         description: fields.nullable("description").flatten(),
         filters: filters(fields.object("filters").unwrap_or_default())?,
     };
-    let made = cx
-        .write(move |tx| {
-            let mut made = made.clone();
-            tx.insert(&mut made)?;
-            Ok(made)
-        })
-        .await?;
+    let made = inserted(&cx, made).await?;
     Ok(one("endpoint_group", wire(&cx, &made)))
 }
 

@@ -7,7 +7,7 @@ use federation::mapping::Rules;
 use serde_json::{Map, Value, json};
 use store::{Query, Tx};
 
-use super::{Cx, entity, listed, one};
+use super::{Cx, entity, listed, listed_all, one};
 use crate::directory;
 use crate::federation::model::{
     FederatedUser, FrontEnd, IdentityProvider, Mapping, Oidc, OidcOwnClient, Protocol, RemoteId,
@@ -223,9 +223,7 @@ fn idp_wire(cx: &Cx, idp: &IdentityProvider) -> Value {
 }
 
 async fn list_idps(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let found = cx.read(|tx| tx.list::<IdentityProvider>(&Query::new())).await?;
-    let items = found.iter().map(|i| idp_wire(&cx, i)).collect();
-    listed(&cx, &req, "identity_providers", items, &["id", "enabled"])
+    listed_all::<IdentityProvider, _>(&cx, &req, "identity_providers", idp_wire, &["id", "enabled"]).await
 }
 
 async fn show_idp(cx: Cx, req: Request<()>) -> Result<Reply> {
@@ -577,9 +575,7 @@ fn mapping_wire(cx: &Cx, mapping: &Mapping) -> Value {
 }
 
 async fn list_mappings(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let found = cx.read(|tx| tx.list::<Mapping>(&Query::new())).await?;
-    let items = found.iter().map(|m| mapping_wire(&cx, m)).collect();
-    listed(&cx, &req, "mappings", items, &["id"])
+    listed_all::<Mapping, _>(&cx, &req, "mappings", mapping_wire, &["id"]).await
 }
 
 async fn show_mapping(cx: Cx, req: Request<()>) -> Result<Reply> {
@@ -680,9 +676,7 @@ fn change_sp(sp: &mut ServiceProvider, fields: &mut Fields) {
 }
 
 async fn list_sps(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let found = cx.read(|tx| tx.list::<ServiceProvider>(&Query::new())).await?;
-    let items = found.iter().map(|s| sp_wire(&cx, s)).collect();
-    listed(&cx, &req, "service_providers", items, &["id", "enabled"])
+    listed_all::<ServiceProvider, _>(&cx, &req, "service_providers", sp_wire, &["id", "enabled"]).await
 }
 
 async fn show_sp(cx: Cx, req: Request<()>) -> Result<Reply> {

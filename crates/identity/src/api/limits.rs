@@ -8,7 +8,7 @@ use contract::Scope;
 use serde_json::{Value, json};
 use store::{Query, Tx};
 
-use super::{Cx, enforce, listed, one};
+use super::{Cx, enforce, listed, listed_all, one};
 use crate::logic::body::{Doc, Docs, Fields, Kind, invalid, may, may_null, missing, must, shape};
 use crate::model::{Domain, Limit, Project, Region, RegisteredLimit, Service};
 use crate::state::{LimitModel, State};
@@ -125,9 +125,14 @@ fn check_place(tx: &mut Tx<'_>, service: &ServiceId, region: &str) -> Result<()>
 // ---- registered limits
 
 async fn list_registered(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let found = cx.read(|tx| tx.list::<RegisteredLimit>(&Query::new())).await?;
-    let items = found.iter().map(|l| registered_wire(&cx, l)).collect();
-    listed(&cx, &req, "registered_limits", items, &["service_id", "region_id", "resource_name"])
+    listed_all::<RegisteredLimit, _>(
+        &cx,
+        &req,
+        "registered_limits",
+        registered_wire,
+        &["service_id", "region_id", "resource_name"],
+    )
+    .await
 }
 
 fn conflict_free(tx: &mut Tx<'_>, limit: &RegisteredLimit) -> Result<()> {

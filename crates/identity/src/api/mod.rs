@@ -212,6 +212,33 @@ where
     Ok(cx.list(req, &page, key, &items, last.as_deref().filter(|_| more)))
 }
 
+/// [`listed_from`] of a whole table.
+pub(crate) async fn listed_all<R, T>(
+    cx: &Cx,
+    req: &Request<T>,
+    key: &str,
+    wire: fn(&Cx, &R) -> Value,
+    filters: &'static [&'static str],
+) -> Result<Reply>
+where
+    R: Resource + Send,
+{
+    listed_from(cx, req, key, Query::new(), |_: &R| true, wire, filters).await
+}
+
+/// Writes a new thing that nothing else hangs on.
+pub(crate) async fn inserted<R>(cx: &Cx, made: R) -> Result<R>
+where
+    R: Resource + Clone + Send + Sync + 'static,
+{
+    let insert = move |tx: &mut Tx<'_>| {
+        let mut made = made.clone();
+        tx.insert(&mut made)?;
+        Ok(made)
+    };
+    cx.write(insert).await
+}
+
 /// The first items after `marker` in the table's own order, at least one more than `limit` where there are.
 fn some_of<R: Resource>(
     tx: &mut Tx<'_>,

@@ -5,7 +5,7 @@ use base::{ProjectId, Result, RoleId, Timestamp, UserId};
 use serde_json::{Value, json};
 use store::{Query, Tx};
 
-use super::{Cx, enforce, entity, listed, one, roles};
+use super::{Cx, enforce, entity, inserted, listed, listed_all, one, roles};
 use crate::directory;
 use crate::logic::body::{Doc, Kind, check, invalid, may_null, missing, must, shape};
 use crate::logic::oauth1::{Signed, parameters};
@@ -84,9 +84,7 @@ fn consumer(tx: &mut Tx<'_>, id: &str) -> Result<Consumer> {
 
 async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
     enforce(&cx, &Target::none())?;
-    let found = cx.read(|tx| tx.list::<Consumer>(&Query::new())).await?;
-    let items = found.iter().map(|c| wire(&cx, c)).collect();
-    listed(&cx, &req, "consumers", items, &[])
+    listed_all::<Consumer, _>(&cx, &req, "consumers", wire, &[]).await
 }
 
 async fn create(cx: Cx, req: Request<Doc<ConsumerCreate>>) -> Result<Reply> {
@@ -101,13 +99,7 @@ async fn create(cx: Cx, req: Request<Doc<ConsumerCreate>>) -> Result<Reply> {
         sealed: cx.seal_secret(&secret),
         extra: fields.extra(),
     };
-    let made = cx
-        .write(move |tx| {
-            let mut made = made.clone();
-            tx.insert(&mut made)?;
-            Ok(made)
-        })
-        .await?;
+    let made = inserted(&cx, made).await?;
     let mut shown = wire(&cx, &made);
     if let Some(map) = shown.as_object_mut() {
         map.insert("secret".into(), Value::String(secret));

@@ -5,7 +5,7 @@ use base::Result;
 use serde_json::{Map, Value, json};
 use store::{Query, Tx};
 
-use super::{Cx, entity, listed, one};
+use super::{Cx, entity, inserted, listed_all, one};
 use crate::federation::model::{OidcClient, OidcGrant};
 use crate::federation::no_such;
 use crate::logic::body::{Doc, Fields, Kind, invalid, may, must, shape};
@@ -78,9 +78,7 @@ fn need(tx: &mut Tx<'_>, id: &str) -> Result<OidcClient> {
 }
 
 async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let found = cx.read(|tx| tx.list::<OidcClient>(&Query::new())).await?;
-    let items = found.iter().map(|c| wire(&cx, c)).collect();
-    listed(&cx, &req, "clients", items, &["name", "enabled"])
+    listed_all::<OidcClient, _>(&cx, &req, "clients", wire, &["name", "enabled"]).await
 }
 
 async fn show(cx: Cx, req: Request<()>) -> Result<Reply> {
@@ -144,13 +142,7 @@ async fn create(cx: Cx, req: Request<Doc<ClientCreate>>) -> Result<Reply> {
         audiences: Vec::new(),
     };
     change(&mut client, &mut fields)?;
-    let made = cx
-        .write(move |tx| {
-            let mut client = client.clone();
-            tx.insert(&mut client)?;
-            Ok(client)
-        })
-        .await?;
+    let made = inserted(&cx, client).await?;
     let mut shown = wire(&cx, &made);
     if let (false, Some(map)) = (public, shown.as_object_mut()) {
         map.insert("secret".into(), json!(secret));

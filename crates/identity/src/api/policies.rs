@@ -6,7 +6,7 @@ use base::{Error, Result};
 use serde_json::{Value, json};
 use store::{Query, Tx};
 
-use super::{Cx, catalog, enforce, entity, listed, one};
+use super::{Cx, catalog, enforce, entity, inserted, listed, listed_all, one};
 use crate::directory;
 use crate::logic::body::{Doc, Kind, invalid, may, must, shape};
 use crate::model::{Endpoint, PolicyAssociation, PolicyText, Region};
@@ -77,9 +77,7 @@ fn policy(tx: &mut Tx<'_>, id: &str) -> Result<PolicyText> {
 
 async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
     enforce(&cx, &Target::none())?;
-    let found = cx.read(|tx| tx.list::<PolicyText>(&Query::new())).await?;
-    let items = found.iter().map(|p| wire(&cx, p)).collect();
-    listed(&cx, &req, "policies", items, &["type"])
+    listed_all::<PolicyText, _>(&cx, &req, "policies", wire, &["type"]).await
 }
 
 async fn create(cx: Cx, req: Request<Doc<PolicyCreate>>) -> Result<Reply> {
@@ -92,13 +90,7 @@ async fn create(cx: Cx, req: Request<Doc<PolicyCreate>>) -> Result<Reply> {
         blob: fields.value("blob").unwrap_or_default(),
         extra: fields.extra(),
     };
-    let made = cx
-        .write(move |tx| {
-            let mut policy = policy.clone();
-            tx.insert(&mut policy)?;
-            Ok(policy)
-        })
-        .await?;
+    let made = inserted(&cx, policy).await?;
     Ok(one("policy", wire(&cx, &made)))
 }
 
