@@ -12,7 +12,7 @@ use contract::host::{DiskPart, HostCapacity, HostReport, HostSpec, PowerObserved
 use contract::services::{ControlPlane, Inventory};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use store::{Query, Tx};
+use store::{Query, Tx, Version};
 use tokio::sync::watch;
 
 use crate::State;
@@ -84,8 +84,8 @@ struct Told {
     servers: BTreeMap<ServerId, ServerReport>,
     /// How many of them do what.
     guests: BTreeMap<PowerObserved, usize>,
-    /// Reports that have been applied to rows.
-    applied: HashMap<ServerId, ServerReport>,
+    /// Reports that have been applied to rows, with the version of the row to which that was nothing new.
+    applied: HashMap<ServerId, (ServerReport, Option<Version>)>,
     /// When all were applied.
     full: Option<Timestamp>,
     /// Servers that shall go, with the first generation of the spec without them.
@@ -546,12 +546,12 @@ impl ControlPlane for State {
             if full {
                 told.full = Some(now);
             }
-            let changed: Vec<ServerReport> = report
-                .servers
-                .iter()
-                .filter(|s| full || told.applied.get(&s.id) != Some(*s))
-                .cloned()
-                .collect();
+            let news = |s: &ServerReport| match told.applied.get(&s.id) {
+                Some((applied, _)) if applied == s && !full => None,
+                Some((applied, settled)) if applied == s => Some((s.clone(), *settled)),
+                _ => Some((s.clone(), None)),
+            };
+            let changed: Vec<_> = report.servers.iter().filter_map(news).collect();
             let gone: Vec<ServerId> = told
                 .leaving
                 .iter()
@@ -561,12 +561,16 @@ impl ControlPlane for State {
             (changed, gone)
         };
         let report = Arc::new(report);
-        self.take(News { report: report.clone(), changed: changed.clone() }).await?;
+        let settled = self.take(News { report: report.clone(), changed: changed.clone() }).await?;
         {
             let mut told = runtime.told.lock();
             let present: std::collections::HashSet<ServerId> = report.servers.iter().map(|s| s.id).collect();
             told.applied.retain(|id, _| present.contains(id));
-            told.applied.extend(changed.into_iter().map(|s| (s.id, s)));
+            let applied = changed.into_iter().map(|(server, _)| {
+                let version = settled.get(&(report.host, server.id)).copied();
+                (server.id, (server, version))
+            });
+            told.applied.extend(applied);
         }
         for id in gone {
             self.hint("server", id);

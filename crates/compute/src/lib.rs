@@ -167,7 +167,7 @@ impl State {
 
     /// Its reconcilers: `server` and `host`; both work on many keys at once.
     pub fn reconcilers(self: &Arc<Self>) -> Vec<Arc<dyn ::reconcile::Reconciler>> {
-        vec![Arc::new(reconcile::Servers(self.clone())), Arc::new(hosts::Folds(self.clone()))]
+        vec![Arc::new(reconcile::Servers::new(self.clone())), Arc::new(hosts::Folds(self.clone()))]
     }
 
     /// Hands in what hints wake reconcilers through.

@@ -2,7 +2,7 @@
 
 mod place;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use ::reconcile::{Outcome, Reconciler};
 use async_trait::async_trait;
 use base::{Error, PortId, Result, ServerId};
 use contract::services::{PortInfo, PortRequest, VolumeOrigin, VolumeRequest};
-use store::{Order, Query, Tx};
+use parking_lot::Mutex;
+use store::{Order, Query, Tx, Version};
 
 use crate::State;
 use crate::hosts::unfinished;
@@ -32,7 +33,24 @@ pub(crate) const LATER: Duration = Duration::from_secs(5);
 pub(crate) use place::zone_of;
 
 /// The reconciler of kind `server`; keys are server ids.
-pub(crate) struct Servers(pub Arc<State>);
+pub(crate) struct Servers {
+    state: Arc<State>,
+    /// Versions of rows that the last sweep found converged; whether one is follows from the row alone.
+    converged: Mutex<HashMap<ServerId, Version>>,
+}
+
+impl Servers {
+    pub(crate) fn new(state: Arc<State>) -> Self {
+        Servers { state, converged: Mutex::default() }
+    }
+}
+
+/// Whether a server goes, is being built, or has something under way.
+fn open(s: &Server) -> bool {
+    s.deleting
+        || ((s.vm_state == VmState::Building || rebuilding(s)) && !s.ready)
+        || (s.vm_state != VmState::Error && unfinished(s))
+}
 
 #[async_trait]
 impl Reconciler for Servers {
@@ -41,20 +59,23 @@ impl Reconciler for Servers {
     }
 
     async fn reconcile(&self, key: &str) -> Result<Outcome> {
-        let mut found = self.0.find(std::slice::from_ref(&key.to_owned())).await?;
+        let mut found = self.state.find(std::slice::from_ref(&key.to_owned())).await?;
         match found.pop() {
             Some(Found { server, ports }) => {
                 let moves = server.moving.is_some() && !server.deleting;
-                let moved =
-                    if moves { self.0.advance(vec![server.clone()]).await?.remove(&server.id) } else { None };
-                self.0.work_on(Found { server, ports }, moved).await
+                let moved = if moves {
+                    self.state.advance(vec![server.clone()]).await?.remove(&server.id)
+                } else {
+                    None
+                };
+                self.state.work_on(Found { server, ports }, moved).await
             }
             None => Ok(Outcome::Done),
         }
     }
 
     async fn reconcile_many(&self, keys: &[String]) -> Vec<Result<Outcome>> {
-        let state = &self.0;
+        let state = &self.state;
         let found = match state.find(keys).await {
             Ok(found) => found,
             Err(error) => {
@@ -96,34 +117,52 @@ impl Reconciler for Servers {
     /// A server that has a host is worked on where the host is: there its reports are.
     async fn shards(&self, keys: &[String]) -> Result<Vec<u32>> {
         let ids: Vec<ServerId> = keys.iter().filter_map(|key| key.parse().ok()).collect();
-        let servers = self.0.store.read(move |tx| tx.list::<Server>(&Query::new().is_in("id", &ids))).await?;
+        let servers =
+            self.state.store.read(move |tx| tx.list::<Server>(&Query::new().is_in("id", &ids))).await?;
         let hosts: BTreeMap<String, String> =
             servers.iter().filter_map(|s| Some((s.id.to_string(), s.host_id?.to_string()))).collect();
         Ok(keys.iter().map(|key| ::reconcile::shard_of(hosts.get(key).unwrap_or(key))).collect())
     }
 
-    /// Servers that go, are being built, or have something under way.
+    /// Servers that go, are being built, or have something under way. Of those that did not change since they were found
+    /// converged only the versions are read.
     async fn sweep(&self) -> Result<Vec<String>> {
-        let open = |s: &Server| {
-            s.deleting
-                || ((s.vm_state == VmState::Building || rebuilding(s)) && !s.ready)
-                || (s.vm_state != VmState::Error && unfinished(s))
-        };
-        let mut keys = self.0.store.read(moving::under_way).await?;
+        let mut keys = self.state.store.read(moving::under_way).await?;
+        let before = std::mem::take(&mut *self.converged.lock());
+        let mut converged = HashMap::with_capacity(before.len());
         let mut last = String::new();
         loop {
             // Page by page: neither memory nor readers are held for long, however many servers there are.
             let after = last.clone();
             let page = move |tx: &mut Tx<'_>| {
-                tx.list::<Server>(&Query::new().gt("id", &after).sort("id", Order::Asc).limit(PAGE))
+                tx.versions::<Server>(&Query::new().gt("id", &after).sort("id", Order::Asc).limit(PAGE))
             };
-            let page = self.0.store.read(page).await?;
-            keys.extend(page.iter().filter(|s| open(s)).map(|s| s.id.to_string()));
+            let page = self.state.store.read(page).await?;
+            let mut changed = Vec::new();
+            for (id, version) in page.iter().filter_map(|(id, v)| Some((id.parse::<ServerId>().ok()?, *v))) {
+                if before.get(&id) == Some(&version) {
+                    converged.insert(id, version);
+                } else {
+                    changed.push(id);
+                }
+            }
+            if !changed.is_empty() {
+                let rows = move |tx: &mut Tx<'_>| tx.list::<Server>(&Query::new().is_in("id", &changed));
+                for server in self.state.store.read(rows).await? {
+                    if open(&server) {
+                        keys.push(server.id.to_string());
+                    } else {
+                        converged.insert(server.id, Version::of(&server.meta));
+                    }
+                }
+            }
             match page.last() {
-                Some(server) if page.len() == PAGE => last = server.id.to_string(),
-                _ => return Ok(keys),
+                Some((id, _)) if page.len() == PAGE => last.clone_from(id),
+                _ => break,
             }
         }
+        *self.converged.lock() = converged;
+        Ok(keys)
     }
 }
 

@@ -1,12 +1,12 @@
 //! From reports to rows. A storm of hosts that report at once is a few transactions, not one for each host.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use ::reconcile::Together;
 use base::{HostId, Result, ServerId};
 use contract::host::{HostReport, ServerReport};
-use store::Query;
+use store::{Query, Version};
 
 use crate::State;
 use crate::hosts::unfinished;
@@ -21,11 +21,15 @@ const BATCH: usize = 64;
 #[derive(Clone)]
 pub(crate) struct News {
     pub report: Arc<HostReport>,
-    pub changed: Vec<ServerReport>,
+    /// With the version of the row to which just that report was nothing new, where it was applied before.
+    pub changed: Vec<(ServerReport, Option<Version>)>,
 }
 
+/// Versions of rows to which what a host reports is nothing new, and will not be as long as both stay the same.
+pub(crate) type Settled = Arc<HashMap<(HostId, ServerId), Version>>;
+
 /// Where reports wait for those before them.
-pub(crate) type Desk = Together<News, Result<()>>;
+pub(crate) type Desk = Together<News, Result<Settled>>;
 
 pub(crate) fn desk() -> Desk {
     Together::new(BATCH)
@@ -33,13 +37,15 @@ pub(crate) fn desk() -> Desk {
 
 impl State {
     /// Hands a report to all services and applies what it says of servers to their rows.
-    pub(crate) async fn take(&self, news: News) -> Result<()> {
+    pub(crate) async fn take(&self, news: News) -> Result<Settled> {
         self.reports.call(news, |all| self.take_all(all)).await
     }
 
-    async fn take_all(&self, all: Vec<News>) -> Vec<Result<()>> {
-        if all.len() > 1 && self.take_together(&all).await.is_ok() {
-            return all.iter().map(|_| Ok(())).collect();
+    async fn take_all(&self, all: Vec<News>) -> Vec<Result<Settled>> {
+        if all.len() > 1
+            && let Ok(settled) = self.take_together(&all).await
+        {
+            return all.iter().map(|_| Ok(settled.clone())).collect();
         }
         // One of them is in the way of the others.
         let mut told = Vec::with_capacity(all.len());
@@ -49,18 +55,49 @@ impl State {
         told
     }
 
-    async fn take_together(&self, all: &[News]) -> Result<()> {
+    async fn take_together(&self, all: &[News]) -> Result<Settled> {
         let reports: Vec<Arc<HostReport>> = all.iter().map(|news| news.report.clone()).collect();
         for part in &self.deps.host_parts {
             part.report(&reports).await?;
         }
-        let changed: Vec<(HostId, ServerReport)> = all
-            .iter()
-            .flat_map(|news| news.changed.iter().map(|server| (news.report.host, server.clone())))
-            .collect();
-        if changed.is_empty() {
-            return Ok(());
+        let known = all.iter().flat_map(|news| {
+            let host = news.report.host;
+            news.changed.iter().filter_map(move |(server, version)| Some(((host, server.id), (*version)?)))
+        });
+        let mut settled = self.as_known(known.collect()).await?;
+        let changed = all.iter().flat_map(|news| {
+            let host = news.report.host;
+            news.changed.iter().map(move |(server, _)| (host, server.clone()))
+        });
+        let changed: Vec<(HostId, ServerReport)> =
+            changed.filter(|(host, server)| !settled.contains_key(&(*host, server.id))).collect();
+        if !changed.is_empty() {
+            settled.extend(self.apply(changed).await?);
         }
+        Ok(Arc::new(settled))
+    }
+
+    /// Of rows those that still have the version they are known by.
+    async fn as_known(
+        &self,
+        mut known: HashMap<(HostId, ServerId), Version>,
+    ) -> Result<HashMap<(HostId, ServerId), Version>> {
+        if known.is_empty() {
+            return Ok(known);
+        }
+        let ids: Vec<ServerId> = known.keys().map(|(_, server)| *server).collect();
+        let now = self.store.read(move |tx| tx.versions::<Server>(&Query::new().is_in("id", &ids))).await?;
+        let now: HashMap<ServerId, Version> =
+            now.into_iter().filter_map(|(id, version)| Some((id.parse().ok()?, version))).collect();
+        known.retain(|(_, server), version| now.get(server) == Some(version));
+        Ok(known)
+    }
+
+    /// Applies reports to rows; answers those to which they were nothing new.
+    async fn apply(
+        &self,
+        changed: Vec<(HostId, ServerReport)>,
+    ) -> Result<HashMap<(HostId, ServerId), Version>> {
         let patience = self.config.patience;
         self.store
             .write(move |tx| {
@@ -71,6 +108,7 @@ impl State {
                 let mut moves = moving::of(tx, rows.values())?;
                 let mut told = BTreeSet::new();
                 let mut changes: BTreeMap<ServerId, Change> = BTreeMap::new();
+                let mut settled = HashMap::new();
                 for (host, report) in &changed {
                     let Some(server) = rows.get_mut(&report.id) else { continue };
                     if let Some(moving) = moves.get_mut(&server.id)
@@ -82,6 +120,11 @@ impl State {
                         continue;
                     }
                     let change = apply_report(server, report, now, patience);
+                    // What fails is in error when patience ends, so it is looked at again.
+                    let quiet = report.converged && server.moving.is_none() && !unfinished(server);
+                    if change == Change::None && quiet {
+                        settled.insert((*host, report.id), Version::of(&server.meta));
+                    }
                     let known = changes.entry(report.id).or_insert(Change::None);
                     *known = change.max(*known);
                 }
@@ -109,7 +152,7 @@ impl State {
                     moves.into_iter().filter_map(|(id, m)| told.contains(&id).then_some(m)).collect();
                 tx.update_status_many(&mut moves)?;
                 refold.into_iter().for_each(|host| tx.wake("host", host));
-                Ok(())
+                Ok(settled)
             })
             .await
     }

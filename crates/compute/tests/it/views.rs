@@ -332,3 +332,73 @@ async fn hosts_that_are_disabled_or_elsewhere_get_nothing() {
     assert_eq!(shown.text_at("/server/OS-EXT-AZ:availability_zone"), "az2");
     assert_eq!(shown.text_at("/server/pinned_availability_zone"), "az2");
 }
+
+/// A row that changed without anybody being told: what the host says is held against it within a minute, though the host
+/// says nothing new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reports_are_held_against_rows_that_changed_unseen() {
+    use contract::services::ControlPlane as _;
+    let clock = std::sync::Arc::new(base::ManualClock::default());
+    let w = World::make(crate::world::Plan { clock: clock.clone(), ..crate::world::Plan::default() }).await;
+    let id: base::ServerId = w.boot("a").await.parse().unwrap();
+    w.kill(0);
+    let row = w.store.read(move |tx| tx.get::<compute::model::Server>(&id)).await.unwrap().unwrap();
+    let server = contract::host::ServerReport {
+        id,
+        generation: row.meta.generation,
+        converged: true,
+        power: Some(contract::host::PowerObserved::Running),
+        reboots: 0,
+        volumes: vec![],
+        ports: vec![],
+        error: None,
+    };
+    let mut sequence = u64::MAX / 2;
+    let mut tell = async || {
+        sequence += 1;
+        let servers = vec![server.clone()];
+        let same = contract::host::HostReport { servers, ..report(w.hosts[0].0, sequence, 0) };
+        w.state.report(same).await.unwrap();
+    };
+    let power = || async { w.show(&id.to_string()).await.at("/server/OS-EXT-STS:power_state") };
+    for _ in 0..3 {
+        // Twice nothing new, so that only the row's version is looked at then.
+        tell().await;
+        clock.advance(std::time::Duration::from_secs(61));
+        tell().await;
+        clock.advance(std::time::Duration::from_secs(61));
+        tell().await;
+        assert_eq!(power().await, 1);
+        let change = move |tx: &mut store::Tx<'_>| {
+            let mut row = tx.get::<compute::model::Server>(&id)?.unwrap();
+            row.power_state = 4;
+            tx.update_status(&mut row)
+        };
+        w.store.write(change).await.unwrap();
+        tell().await;
+        assert_eq!(power().await, 4, "nothing new was said, and it is not a minute later");
+        clock.advance(std::time::Duration::from_secs(61));
+        tell().await;
+        assert_eq!(power().await, 1);
+    }
+}
+
+/// What is to be done is found by a sweep although nobody was told, in whatever way an earlier sweep had found the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_finds_what_changed_unseen() {
+    let w = World::with(1, compute::Config::default(), true).await;
+    let id: base::ServerId = w.boot("a").await.parse().unwrap();
+    let servers = w.state.reconcilers().into_iter().find(|r| r.kind() == "server").unwrap();
+    for _ in 0..2 {
+        assert_eq!(servers.sweep().await.unwrap(), Vec::<String>::new());
+    }
+    let change = move |tx: &mut store::Tx<'_>| {
+        let mut row = tx.get::<compute::model::Server>(&id)?.unwrap();
+        row.deleting = true;
+        tx.update(&mut row)
+    };
+    w.store.write(change).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(servers.sweep().await.unwrap(), [id.to_string()]);
+    }
+}
