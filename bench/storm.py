@@ -137,16 +137,17 @@ async def meanwhile(c, ids, work):
     return out, tenant.told()
 
 
-async def active(c, want, deadline, on=lambda n: None):
-    """Waits until all servers are ACTIVE; how many guests run comes from a gauge, so that the question costs nothing."""
-    end = time.time() + deadline
+async def active(c, want, deadline, since, on=lambda n: None):
+    """Waits until all servers are ACTIVE; how many guests run comes from a gauge, so that the question costs nothing. The last
+    look is at those that changed since then: a look at all others would be counted as work of the storm."""
+    end, since = time.time() + deadline, time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(since))
     while True:
         m = await c.metrics(); n = total(m, 'allod_guests', power='running'); on(int(n))
         if n >= want: break
         if time.time() > end: raise RuntimeError('only %d of %d guests run' % (n, want))
         await asyncio.sleep(.25)
     while True:
-        others = [(await c.call('GET', '%s/servers?all_tenants=1&status=%s&limit=5' % (c.url('compute'), s)))['servers'] for s in ('BUILD', 'ERROR')]
+        others = [(await c.call('GET', '%s/servers?all_tenants=1&status=%s&changes-since=%s&limit=5' % (c.url('compute'), s, since)))['servers'] for s in ('BUILD', 'ERROR')]
         if others[1]: raise RuntimeError('in ERROR: %s' % others[1])
         if not others[0]: return await c.metrics()
         if time.time() > end: raise RuntimeError('not ACTIVE: %s' % others[0])
@@ -182,7 +183,7 @@ async def storm(a, cloud, R, save):
             sizes = [a.batch] * (add // a.batch) + ([add % a.batch] if add % a.batch else [])
             posts = await pooled(len(sizes), a.width, lambda i: create(sizes[i]))
             accepted = time.time() - t0
-            m = await active(root, goal, a.deadline, lambda n: print('\r%6d of %d ACTIVE' % (n, goal), end='', file=sys.stderr, flush=True) if sys.stderr.isatty() else None)
+            m = await active(root, goal, a.deadline, t0, lambda n: print('\r%6d of %d ACTIVE' % (n, goal), end='', file=sys.stderr, flush=True) if sys.stderr.isatty() else None)
             return posts, accepted, m
         (posts, accepted, after), told = await meanwhile(c, made, fill())
         wall, d = time.time() - t0, cpu.delta(s0, cpu.snap(), add)
@@ -250,7 +251,7 @@ async def drain(a, cloud, root, R, made):
             if total(m, 'allod_guests', power='running') >= want and not total(m, 'allod_guests', power='shutdown') and not await moves('confirming'): break
             if time.time() - t0 > a.deadline: raise RuntimeError('not at rest: %s' % {k: v for k, v in m.items() if k.startswith('allod_guests')})
             await asyncio.sleep(.25)
-        await active(root, want, a.deadline)
+        await active(root, want, a.deadline, t0)
         left = [x for host in services for x in await there(host['host'])]
         if left: raise RuntimeError('%d servers are still on hosts that were drained' % len(left))
         return posts, confirms

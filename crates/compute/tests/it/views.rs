@@ -84,6 +84,7 @@ async fn lists_filter_sort_and_page() {
     assert_eq!(names("ip=10.0.0.").await.len(), 4);
     assert!(names("ip=192.168").await.is_empty());
     assert_eq!(names("changes-since=2020-01-01T00:00:00Z").await.len(), 4);
+    assert!(names("changes-since=2999-01-01T00:00:00Z").await.is_empty());
     let marker = format!("marker={}&limit=1&sort_key=display_name&sort_dir=asc", ids[1]);
     assert_eq!(names(&marker).await, ["srv-2"]);
     let _ = w.member().put(&format!("/v2.1/servers/{}/tags/red", ids[0]), json!(null)).await.expect(201);

@@ -38,7 +38,8 @@ pub(super) struct Filter {
     task_state: Option<String>,
     power_state: Option<u8>,
     config_drive: Option<bool>,
-    changed_since: Option<Timestamp>,
+    /// Servers that changed then or later.
+    pub(super) changed_since: Option<Timestamp>,
     changed_before: Option<Timestamp>,
     tags: Vec<String>,
     tags_any: Vec<String>,

@@ -134,11 +134,15 @@ async fn newest(cx: &Ctx<State>, filter: Filter, page: &::api::Page) -> Result<V
         .await
 }
 
-/// Servers of the filter's project, or all.
+/// Servers of the filter's project, or all, that changed when the filter asks for: rows that need not be read whole.
 fn of_project(filter: &Filter) -> Query {
-    match &filter.project {
-        Some(project) => Query::new().eq("project_id", project),
+    let query = match filter.changed_since {
+        Some(since) => Query::new().ge("updated_at", since),
         None => Query::new(),
+    };
+    match &filter.project {
+        Some(project) => query.eq("project_id", project),
+        None => query,
     }
 }
 
