@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use hyper::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
@@ -116,27 +116,31 @@ impl Write for Stream {
 
 type Making<T> = Pin<Box<dyn Future<Output = std::result::Result<T, Broken>> + Send>>;
 
-/// TCP alone.
-#[derive(Clone)]
-struct Tcp;
+/// A connection to a proxy, that is there; for those who make tunnels.
+struct Made(Option<TokioIo<Box<dyn Io>>>);
 
-impl Service<Uri> for Tcp {
-    type Response = TokioIo<TcpStream>;
+impl Service<Uri> for Made {
+    type Response = TokioIo<Box<dyn Io>>;
     type Error = Broken;
-    type Future = Making<Self::Response>;
+    type Future = std::future::Ready<std::result::Result<Self::Response, Broken>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::result::Result<(), Broken>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(async move { Ok(TokioIo::new(tcp(&uri).await?)) })
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let none = || Broken { kind: Kind::Connect, reason: "it is used".into() };
+        std::future::ready(self.0.take().ok_or_else(none))
     }
 }
 
 async fn tcp(uri: &Uri) -> std::result::Result<TcpStream, Broken> {
     let host = bare(uri);
-    let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+    let port = uri.port_u16().unwrap_or(match uri.scheme_str() {
+        Some("https") => 443,
+        Some("socks5" | "socks5h") => 1080,
+        _ => 80,
+    });
     let begin = Instant::now();
     let looked_up = tokio::net::lookup_host((host, port)).await;
     note(|p| p.dns_us = Some(micros(begin)));
@@ -170,16 +174,28 @@ fn bare(uri: &Uri) -> &str {
     uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']')
 }
 
+fn server_name(uri: &Uri) -> std::result::Result<ServerName<'static>, Broken> {
+    ServerName::try_from(bare(uri).to_owned())
+        .map_err(|_| Broken { kind: Kind::Tls, reason: "no name for a certificate".into() })
+}
+
 /// Makes connections: TCP, through a proxy if the environment names one, and TLS.
 #[derive(Clone)]
 pub(crate) struct Connector {
     tls: tokio_rustls::TlsConnector,
+    proxy_tls: tokio_rustls::TlsConnector,
     proxies: Arc<Matcher>,
 }
 
 impl Connector {
-    pub(crate) fn new(trust: &Trust) -> Result<Self> {
-        Ok(Connector { tls: Arc::new(tls(trust)?).into(), proxies: Arc::new(Matcher::from_env()) })
+    /// `proxies`: those of the environment, but in tests.
+    pub(crate) fn new(trust: &Trust, proxies: Matcher) -> Result<Self> {
+        let tls = tls(trust)?;
+        // What proxies are asked in is HTTP/1.1.
+        let mut proxy_tls = tls.clone();
+        proxy_tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let (tls, proxy_tls) = (Arc::new(tls).into(), Arc::new(proxy_tls).into());
+        Ok(Connector { tls, proxy_tls, proxies: Arc::new(proxies) })
     }
 
     /// The proxy for a target.
@@ -190,36 +206,89 @@ impl Connector {
     async fn make(self, uri: Uri) -> std::result::Result<Stream, Broken> {
         let proxy = self.proxy(&uri);
         let https = uri.scheme_str() == Some("https");
-        if let Some(proxy) = proxy.as_ref().filter(|p| p.uri().scheme_str() != Some("http")) {
-            let reason = format!("proxies other than http:// are not supported ({})", proxy.uri());
-            return Err(Broken { kind: Kind::Config, reason });
-        }
-        let stream = match &proxy {
-            None => tcp(&uri).await?,
-            Some(proxy) if !https => tcp(proxy.uri()).await?,
-            Some(proxy) => {
-                let mut tunnel = Tunnel::new(proxy.uri().clone(), Tcp);
-                if let Some(auth) = proxy.basic_auth() {
-                    tunnel = tunnel.with_auth(auth.clone());
-                }
-                let through = tunnel.call(uri.clone()).await;
-                through
-                    .map_err(|e| Broken { kind: Kind::Connect, reason: format!("proxy: {e}") })?
-                    .into_inner()
+        // A proxy that is asked for the whole URL, instead of for a way to its host.
+        let mut proxied = false;
+        let stream: Box<dyn Io> = match &proxy {
+            None => Box::new(tcp(&uri).await?),
+            Some(proxy) if !https && is_http(proxy) => {
+                proxied = true;
+                self.hop(proxy.uri()).await?
             }
+            Some(proxy) => self.tunnel(proxy, &uri).await?,
         };
         if !https {
-            return Ok(Stream { io: TokioIo::new(Box::new(stream)), h2: false, proxied: proxy.is_some() });
+            return Ok(Stream { io: TokioIo::new(stream), h2: false, proxied });
         }
-        let name = ServerName::try_from(bare(&uri).to_owned())
-            .map_err(|_| Broken { kind: Kind::Tls, reason: "no name for a certificate".into() })?;
         let begin = Instant::now();
-        let shaken = self.tls.connect(name, stream).await;
+        let shaken = self.tls.connect(server_name(&uri)?, stream).await;
         note(|p| p.tls_us = Some(micros(begin)));
         let stream = shaken.map_err(broken(Kind::Tls))?;
         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok(Stream { io: TokioIo::new(Box::new(stream)), h2, proxied: false })
     }
+
+    /// A connection to a proxy: TCP, and TLS where its URL says so.
+    async fn hop(&self, proxy: &Uri) -> std::result::Result<Box<dyn Io>, Broken> {
+        let connecting = async {
+            let stream = tcp(proxy).await?;
+            if proxy.scheme_str() != Some("https") {
+                return Ok(Box::new(stream) as Box<dyn Io>);
+            }
+            let shaken = self.proxy_tls.connect(server_name(proxy)?, stream).await;
+            Ok(Box::new(shaken.map_err(broken(Kind::Tls))?) as Box<dyn Io>)
+        };
+        connecting
+            .await
+            .map_err(|Broken { kind, reason }| Broken { kind, reason: format!("proxy: {reason}") })
+    }
+
+    /// A way to the host of `uri` through a proxy. Its name is the proxy's to look up: those inside are often known there only.
+    async fn tunnel(&self, proxy: &Intercept, uri: &Uri) -> std::result::Result<Box<dyn Io>, Broken> {
+        let (at, uri, begin) = (proxy.uri().clone(), with_port(uri)?, Instant::now());
+        let socks = matches!(at.scheme_str(), Some("socks5" | "socks5h"));
+        if !socks && !is_http(proxy) {
+            let reason = format!("proxies are http, https or socks5 ({at})");
+            return Err(Broken { kind: Kind::Config, reason });
+        }
+        let made = Made(Some(TokioIo::new(self.hop(&at).await?)));
+        let stream = if socks {
+            let mut socks = SocksV5::new(at, made);
+            if let Some((user, password)) = proxy.raw_auth() {
+                socks = socks.with_auth(user.to_owned(), password.to_owned());
+            }
+            socks.call(uri).await.map_err(|e| refused(&e))?
+        } else {
+            let mut tunnel = Tunnel::new(at, made);
+            if let Some(auth) = proxy.basic_auth() {
+                tunnel = tunnel.with_auth(auth.clone());
+            }
+            tunnel.call(uri).await.map_err(|e| refused(&e))?
+        };
+        // What it takes until there is a connection to the cloud, the proxy's part of it included.
+        note(|p| p.connect_us = Some(micros(begin).saturating_sub(p.dns_us.unwrap_or(0))));
+        Ok(stream.into_inner())
+    }
+}
+
+fn is_http(proxy: &Intercept) -> bool {
+    matches!(proxy.uri().scheme_str(), Some("http" | "https"))
+}
+
+/// Proxies are told the port, whatever it is.
+fn with_port(uri: &Uri) -> std::result::Result<Uri, Broken> {
+    if uri.port().is_some() {
+        return Ok(uri.clone());
+    }
+    let port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let whole =
+        format!("{}://{}:{port}/", uri.scheme_str().unwrap_or("http"), uri.host().unwrap_or_default());
+    whole.parse().map_err(|_| Broken { kind: Kind::Config, reason: format!("{uri} has no host") })
+}
+
+/// Why a proxy does not let us through.
+fn refused(error: &dyn std::error::Error) -> Broken {
+    let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    Broken { kind: Kind::Connect, reason: format!("proxy: {reason}") }
 }
 
 impl Service<Uri> for Connector {

@@ -17,6 +17,8 @@ pub mod config;
 mod connect;
 mod error;
 pub mod journal;
+#[cfg(test)]
+mod proxied;
 mod session;
 mod transport;
 

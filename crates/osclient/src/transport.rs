@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::Uri;
 use hyper::body::{Bytes, Incoming};
 use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::Mutex;
 use reqwest::header::{HeaderMap, HeaderValue, LOCATION, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT};
@@ -147,13 +148,18 @@ pub(crate) struct Outgoing<'a> {
 
 impl Transport {
     pub(crate) fn new(cloud: &Cloud, options: Options) -> Result<Self> {
+        Transport::through(cloud, options, Matcher::from_env())
+    }
+
+    /// Through proxies.
+    pub(crate) fn through(cloud: &Cloud, options: Options, proxies: Matcher) -> Result<Self> {
         let mut identity = cloud.cert.as_deref().map(read).transpose()?;
         if let (Some(pem), Some(key)) = (&mut identity, &cloud.key) {
             pem.extend(read(key)?);
         }
         let trust =
             Trust { verify: cloud.verify, ca: cloud.cacert.as_deref().map(read).transpose()?, identity };
-        let connector = Connector::new(&trust)?;
+        let connector = Connector::new(&trust, proxies)?;
         let pool = Pool::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
@@ -235,10 +241,6 @@ impl Transport {
         let mut uri: Uri = out.url.parse().map_err(|_| no_url())?;
         let mut headers = out.headers.clone();
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        let plain_proxy = self.shared.connector.proxy(&uri).filter(|_| uri.scheme_str() == Some("http"));
-        if let Some(auth) = plain_proxy.as_ref().and_then(|p| p.basic_auth()) {
-            headers.insert(PROXY_AUTHORIZATION, auth.clone());
-        }
         let asks = out.method == Method::GET || out.method == Method::HEAD;
         for _ in 0..=REDIRECTIONS {
             let body = Full::new(Bytes::from(out.body.clone().unwrap_or_default()));
@@ -246,6 +248,11 @@ impl Transport {
             *request.method_mut() = out.method.clone();
             *request.uri_mut() = uri.clone();
             *request.headers_mut() = headers.clone();
+            // What goes through a tunnel is no business of the proxy's, and its password none of the cloud's.
+            let plain_proxy = self.shared.connector.proxy(&uri).filter(|_| uri.scheme_str() == Some("http"));
+            if let Some(auth) = plain_proxy.as_ref().and_then(|p| p.basic_auth()) {
+                request.headers_mut().insert(PROXY_AUTHORIZATION, auth.clone());
+            }
             let response = self.shared.pool.request(request).await.map_err(|e| told(&e))?;
             let elsewhere = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             let place =
