@@ -132,8 +132,10 @@ pub async fn journals(dir: &Path, cloud: Option<&str>, options: Options, pace: P
         }
         let entries = journal.left();
         let left = remove(&session, &journal, &entries, pace).await;
+        let still = journal.left();
+        let removed = entries.iter().filter(|e| !still.iter().any(|s| s.seq == e.seq)).count();
         journal.finish().map_err(|e| Error::config(e.to_string()))?;
-        all.push(Cleaned { header, removed: entries.len() - left.len(), left });
+        all.push(Cleaned { header, removed, left });
     }
     Ok(all)
 }
@@ -146,8 +148,15 @@ pub async fn remove(
     entries: &[Entry],
     pace: Pace,
 ) -> Vec<(Entry, String)> {
-    let mut left = Vec::new();
-    for kind in entries.chunk_by(|a, b| a.thing == b.thing) {
+    let (mut all, mut left) = (Vec::new(), Vec::new());
+    for entry in entries {
+        match brought(session, journal, entry, pace).await {
+            Ok(volumes) => all.extend([entry.clone()].into_iter().chain(volumes)),
+            Err(e) => left.push((entry.clone(), e.to_string())),
+        }
+    }
+    all.sort_by_key(|e| (e.thing, e.seq));
+    for kind in all.chunk_by(|a, b| a.thing == b.thing) {
         let removing = kind.iter().map(|entry| async move {
             let removed = one(session, entry, pace).await.map_err(|e| e.to_string());
             removed.and_then(|()| journal.gone(entry.seq).map_err(|e| e.to_string())).map_err(|e| (entry, e))
@@ -172,23 +181,63 @@ pub async fn one(session: &Session, entry: &Entry, pace: Pace) -> Result<()> {
     if entry.thing == Thing::RouterInterface {
         return interface(&service, &entry.name, pace).await;
     }
-    let ids = match &entry.id {
-        Some(id) if !id.is_empty() => vec![id.clone()],
-        _ if entry.thing == Thing::Keypair => vec![entry.name.clone()],
-        _ => {
-            let mut found = by_name(&service, &place, &entry.name).await?;
-            if found.is_empty() {
-                // The request may have been on its way when its sender was killed.
-                tokio::time::sleep(pace.poll).await;
-                found = by_name(&service, &place, &entry.name).await?;
-            }
-            found
-        }
-    };
-    for id in ids {
+    for id in ids(&service, &place, entry, pace).await? {
         gone(&service, &place, &id, pace).await?;
     }
     Ok(())
+}
+
+/// Under which ids an entry is found.
+async fn ids(service: &Service, place: &Place, entry: &Entry, pace: Pace) -> Result<Vec<String>> {
+    match &entry.id {
+        Some(id) if !id.is_empty() => return Ok(vec![id.clone()]),
+        _ if entry.thing == Thing::Keypair => return Ok(vec![entry.name.clone()]),
+        _ => {}
+    }
+    let found = by_name(service, place, &entry.name).await?;
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    // The request may have been on its way when its sender was killed.
+    tokio::time::sleep(pace.poll).await;
+    by_name(service, place, &entry.name).await
+}
+
+/// The volumes that the cloud made for a server, which have no name to find them by. Clouds forget them when the server came
+/// to nothing; so they are written down before the server goes, and with it the knowledge of them. Which they are is the
+/// cloud's word: those that go when the server goes. A volume of somebody else that was attached to it does not.
+pub async fn brought(session: &Session, journal: &Journal, entry: &Entry, pace: Pace) -> Result<Vec<Entry>> {
+    if !entry.brings {
+        return Ok(Vec::new());
+    }
+    let place = Place::of(entry.thing);
+    let mut service = session.service(place.service, place.major)?;
+    service.discover().await?;
+    // The first that tells what goes with the server.
+    let service = service.at("2.3");
+    let mut known: Vec<Entry> = journal.left().into_iter().filter(|e| e.thing == Thing::Volume).collect();
+    let before = known.len();
+    for id in ids(&service, &place, entry, pace).await? {
+        let shown = match service.get(&format!("{}/{id}", place.path)).await {
+            Err(e) if e.status() == Some(404) => continue,
+            other => other?,
+        };
+        let attached =
+            shown.pointer("/server/os-extended-volumes:volumes_attached").and_then(Value::as_array);
+        for volume in attached.into_iter().flatten() {
+            let goes = volume.get("delete_on_termination").and_then(Value::as_bool) == Some(true);
+            let Some(id) = volume.get("id").and_then(Value::as_str).filter(|_| goes) else { continue };
+            if known.iter().any(|e| e.id.as_deref() == Some(id)) {
+                continue;
+            }
+            let name = format!("{id} of {}", entry.name);
+            let unwritten = |e: std::io::Error| Error::config(e.to_string());
+            let seq = journal.intend(Thing::Volume, &name).await.map_err(unwritten)?;
+            journal.made(seq, id).map_err(unwritten)?;
+            known.push(Entry { seq, thing: Thing::Volume, name, id: Some(id.to_owned()), brings: false });
+        }
+    }
+    Ok(known.split_off(before))
 }
 
 async fn interface(service: &Service, name: &str, pace: Pace) -> Result<()> {

@@ -111,9 +111,20 @@ pub fn state_dir(tool: &str) -> Option<PathBuf> {
 #[serde(rename_all = "kebab-case")]
 enum Line {
     Run(Header),
-    Make { seq: u64, thing: Thing, name: String },
-    Made { seq: u64, id: String },
-    Gone { seq: u64 },
+    Make {
+        seq: u64,
+        thing: Thing,
+        name: String,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        brings: bool,
+    },
+    Made {
+        seq: u64,
+        id: String,
+    },
+    Gone {
+        seq: u64,
+    },
 }
 
 /// Something that was made, or may have been.
@@ -127,6 +138,8 @@ pub struct Entry {
     pub name: String,
     /// Its id, if the cloud's answer came.
     pub id: Option<String>,
+    /// Whether the cloud makes volumes for it, that go when it goes.
+    pub brings: bool,
 }
 
 struct Inner {
@@ -162,9 +175,9 @@ impl Journal {
         for line in text.lines() {
             match serde_json::from_str(line) {
                 Ok(Line::Run(found)) => header = Some(found),
-                Ok(Line::Make { seq, thing, name }) => {
+                Ok(Line::Make { seq, thing, name, brings }) => {
                     next = next.max(seq + 1);
-                    open.insert(seq, Entry { seq, thing, name, id: None });
+                    open.insert(seq, Entry { seq, thing, name, id: None, brings });
                 }
                 Ok(Line::Made { seq, id }) => {
                     if let Some(entry) = open.get_mut(&seq) {
@@ -198,12 +211,21 @@ impl Journal {
 
     /// Before making something: it is on the disk when this returns, and an error means that it must not be made.
     pub async fn intend(&self, thing: Thing, name: &str) -> Result<u64> {
+        self.note(thing, name, false).await
+    }
+
+    /// The same for a server for which the cloud makes volumes, that go when it goes.
+    pub async fn intend_with_volumes(&self, name: &str) -> Result<u64> {
+        self.note(Thing::Server, name, true).await
+    }
+
+    async fn note(&self, thing: Thing, name: &str, brings: bool) -> Result<u64> {
         let (seq, file) = {
             let mut inner = self.0.lock();
             let seq = inner.next;
             inner.next += 1;
-            inner.write(&Line::Make { seq, thing, name: name.to_owned() })?;
-            inner.open.insert(seq, Entry { seq, thing, name: name.to_owned(), id: None });
+            inner.write(&Line::Make { seq, thing, name: name.to_owned(), brings })?;
+            inner.open.insert(seq, Entry { seq, thing, name: name.to_owned(), id: None, brings });
             (seq, inner.file.clone())
         };
         // Not on the thread that times the calls of others.

@@ -50,34 +50,18 @@ fn counted(sent: usize, times: Vec<Duration>) -> Json {
         .number("median_us", median_us(times))
 }
 
-#[expect(clippy::disallowed_methods, reason = "there is no runtime here")]
-fn pause() {
-    std::thread::sleep(PAUSE);
-}
-
 fn udp(peer: Ipv4Addr, port: u16, count: u16) -> Json {
     let trying = || -> Result<Vec<Duration>> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.connect(SocketAddrV4::new(peer, port))?;
-        let mut sent = Vec::new();
+        let (mut times, mut sent) = (vec![None; usize::from(count)], Vec::new());
         for number in 0..count {
             // A refusal that an earlier packet met shows here; it is a packet that did not come back.
             let _ = socket.send(&number.to_be_bytes());
             sent.push(Instant::now());
-            pause();
+            take(&socket, PAUSE, &sent, &mut times)?;
         }
-        let end = Instant::now() + PATIENCE;
-        let mut times: Vec<Option<Duration>> = vec![None; sent.len()];
-        let mut buffer = [0; 64];
-        while times.iter().any(Option::is_none) {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            socket.set_read_timeout(Some(left))?;
-            let Ok(length) = socket.recv(&mut buffer) else { continue };
-            note(buffer.get(..length).unwrap_or_default(), &sent, &mut times);
-        }
+        take(&socket, PATIENCE, &sent, &mut times)?;
         Ok(times.into_iter().flatten().collect())
     };
     match trying() {
@@ -86,7 +70,23 @@ fn udp(peer: Ipv4Addr, port: u16, count: u16) -> Json {
     }
 }
 
-/// A packet that came back. Those before it waited in the buffer, so what is measured is at most too long by that.
+/// Takes answers as they come, until all are there or the time is over.
+fn take(socket: &UdpSocket, limit: Duration, sent: &[Instant], times: &mut [Option<Duration>]) -> Result<()> {
+    let end = Instant::now() + limit;
+    let mut buffer = [0; 64];
+    while sent.iter().zip(times.iter()).any(|(_, t)| t.is_none()) {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        socket.set_read_timeout(Some(left))?;
+        let Ok(length) = socket.recv(&mut buffer) else { continue };
+        note(buffer.get(..length).unwrap_or_default(), sent, times);
+    }
+    Ok(())
+}
+
+/// A packet that came back.
 fn note(packet: &[u8], sent: &[Instant], times: &mut [Option<Duration>]) {
     let number = packet.first_chunk::<2>().map(|b| usize::from(u16::from_be_bytes(*b)));
     let Some(number) = number else { return };

@@ -31,8 +31,20 @@ pub struct Item {
     pub begun: Option<Instant>,
     /// Where it stands in the journal.
     pub journal: Option<u64>,
+    /// Whether the cloud makes volumes for it.
+    pub brings: bool,
     /// Whether the agent is in it.
     pub agent: bool,
+}
+
+impl Item {
+    /// The first fixed IPv4 address of a server.
+    pub fn address(&self) -> Option<String> {
+        let addresses = self.value.get("addresses")?.as_object()?;
+        let all = addresses.values().filter_map(Value::as_array).flatten();
+        let fixed = all.filter(|a| a.get("OS-EXT-IPS:type").and_then(Value::as_str) != Some("floating"));
+        fixed.filter_map(|a| a.get("addr")?.as_str()).find(|a| a.contains('.')).map(str::to_owned)
+    }
 }
 
 /// Why an item is not worked on.
@@ -102,6 +114,10 @@ impl Board {
         if path == "id" {
             let id = found.id.clone().ok_or_else(|| Unfit::Missing(format!("{step} has no id")))?;
             return Ok(Value::from(id));
+        }
+        if path == "address" {
+            let address = found.address().ok_or_else(|| Unfit::Missing(format!("{step} has no address")))?;
+            return Ok(Value::from(address));
         }
         let mut value = &found.value;
         for part in path.split('.') {

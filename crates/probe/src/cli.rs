@@ -238,7 +238,8 @@ impl Results {
                 }
             });
         }
-        let spool = |name: &str| state.join(format!("spool-{name}.jsonl"));
+        // Not named as journals are, which lie beside it.
+        let spool = |name: &str| state.join(format!("{name}.spool"));
         let influx = match &args.influx {
             None => None,
             Some(url) => {

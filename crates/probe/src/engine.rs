@@ -504,18 +504,21 @@ impl Pass<'_> {
 
     /// Removes everything that is still there, kind after kind; tells what stays.
     async fn teardown(&self) -> Vec<String> {
-        let entries = self.engine.journal.left();
-        let mut left = Vec::new();
-        for kind in entries.chunk_by(|a, b| a.thing == b.thing) {
-            let Some(first) = kind.first() else { continue };
-            let step = Step { id: format!("remove-{}", first.thing.name()), ..Step::default() };
+        let (mut left, mut past) = (Vec::new(), None);
+        loop {
+            // Looked at anew for each kind: a server that goes tells of volumes that came with it.
+            let mut kind = self.engine.journal.left();
+            kind.retain(|e| past.is_none_or(|past| e.thing > past));
+            let Some(thing) = kind.first().map(|e| e.thing) else { return left };
+            kind.retain(|e| e.thing == thing);
+            past = Some(thing);
+            let step = Step { id: format!("remove-{}", thing.name()), ..Step::default() };
             self.engine.witness.step(&step.id, kind.len());
             let removing = kind.iter().map(|entry| self.removed(&step, entry, Place::default()));
             let at_once = self.engine.scenario.parallel.max(1);
             let results: Vec<_> = futures::stream::iter(removing).buffer_unordered(at_once).collect().await;
             left.extend(results.into_iter().flatten());
         }
-        left
     }
 
     /// Removes what stands in the journal; what is left of it.
@@ -533,6 +536,7 @@ impl Pass<'_> {
         let slack = Duration::from_secs(5);
         let (result, _) = self
             .operate(step, about, limit + slack, true, |session| async move {
+                cleanup::brought(&session, &self.engine.journal, entry, pace).await.map_err(Failure::from)?;
                 cleanup::one(&session, entry, pace).await.map_err(Failure::from)?;
                 Ok(Done { looks: 1, ..Done::default() })
             })

@@ -1,5 +1,6 @@
 //! Steps that look at the cloud from inside its guests.
 
+use std::future::Future;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -38,13 +39,6 @@ fn server_of(pass: &Pass<'_>, board: &Board, item: &Item) -> Option<(String, Ite
     found.next_back()
 }
 
-fn fixed_address(server: &Item) -> Option<String> {
-    let addresses = server.value.get("addresses")?.as_object()?;
-    let all = addresses.values().filter_map(Value::as_array).flatten();
-    let fixed = all.filter(|a| a.get("OS-EXT-IPS:type").and_then(Value::as_str) != Some("floating"));
-    fixed.filter_map(|a| a.get("addr")?.as_str()).find(|a| a.contains('.')).map(str::to_owned)
-}
-
 /// Whom images of a kind let in.
 fn user(pass: &Pass<'_>, board: &Board) -> String {
     let set = pass.engine.scenario.set.get("user").and_then(Value::as_str).filter(|u| !u.is_empty());
@@ -72,7 +66,7 @@ fn target(pass: &Pass<'_>, board: &Board, step: &str, server: &Item) -> Result<T
         let failed = board.all(scenario, Thing::FloatingIp).find_map(|(_, ip)| ip.failed);
         return Err(failed.map_or(Unfit::Missing("no guest has a floating IP".into()), Unfit::Because));
     };
-    let address = fixed_address(server).ok_or_else(|| Unfit::Missing("the guest has no address".into()))?;
+    let address = server.address().ok_or_else(|| Unfit::Missing("the guest has no address".into()))?;
     Ok(Target { user, address, via: Some(via.clone()), key })
 }
 
@@ -110,115 +104,139 @@ pub(crate) async fn check(pass: &Pass<'_>, step: &Step, check: Check, mut item: 
     about.id.clone_from(&server.id);
     about.place = server.place.clone();
     item.place = server.place.clone();
+    let guest = Guest { pass, step, about, made: server_step, server, way: way.clone() };
     let failed = match check {
-        Check::Reach | Check::Login => login(pass, step, about, &server_step, &server, way).await,
-        Check::Metadata => metadata(pass, step, about, &server, way).await,
-        Check::Outside => outside(pass, step, about, way).await,
-        Check::Matrix => matrix(pass, step, about, &server_step, &server, way).await,
-        Check::Throughput => throughput(pass, step, about, &server_step, &server, way).await,
-        Check::Bench => bench(pass, step, about, way).await,
-        _ => balancer(pass, step, about, &server_step, way).await,
+        Check::Reach | Check::Login => guest.login().await,
+        Check::Metadata => guest.metadata().await,
+        Check::Outside => guest.outside().await,
+        Check::Matrix => guest.matrix().await,
+        Check::Throughput => guest.throughput().await,
+        Check::Bench => guest.bench().await,
+        _ => guest.balancer().await,
     };
     Worked { item, failed }
 }
 
-async fn said(pass: &Pass<'_>, way: &Target, command: &str, limit: Duration) -> Result<Output, Failure> {
-    pass.engine.hands.run(way, command, None, limit).await
-}
-
-/// Logs in, as often as it takes; then the agent is put in. A guest nobody can log in to is of no use to later checks.
-async fn login(
-    pass: &Pass<'_>,
-    step: &Step,
+/// A guest that a step looks at. What a look gives is the record that makes the step's item useless, if it does.
+struct Guest<'a, 'e> {
+    pass: &'a Pass<'e>,
+    step: &'a Step,
+    /// What its records are about.
     about: About,
-    server_step: &str,
-    server: &Item,
-    way: &Target,
-) -> Option<u64> {
-    let limit = pass.limit(step, pass.engine.scenario.change_limit);
-    let begun = server.begun;
-    let (result, seq) = pass
-        .operate(step, about, limit + Duration::from_secs(5), false, |_| async move {
-            let begin = Instant::now();
-            let mut looks = 0;
-            loop {
-                looks += 1;
-                let left = limit.saturating_sub(begin.elapsed());
-                match said(pass, way, "true", left.min(Duration::from_secs(20))).await {
-                    Ok(output) if output.status == 0 => {
-                        let since = begun.map(|b| Measure {
-                            name: "since-create".into(),
-                            value: b.elapsed().as_secs_f64(),
-                            unit: "s".into(),
-                        });
-                        return Ok(Done { looks, measures: since.into_iter().collect(), ..Done::default() });
-                    }
-                    Err(failure) if failure.class == Class::Tool => return Err(failure),
-                    Err(failure) if begin.elapsed() + pass.engine.pause >= limit => return Err(failure),
-                    _ => tokio::time::sleep(pass.engine.pause).await,
-                }
-            }
-        })
-        .await;
-    if result.is_err() {
-        if let Some(item) = pass.board.write().item_mut(server_step, server.index) {
-            item.failed = item.failed.or(Some(seq));
+    /// The step that made it.
+    made: String,
+    server: Item,
+    way: Target,
+}
+
+impl Guest<'_, '_> {
+    async fn said(&self, command: &str, limit: Duration) -> Result<Output, Failure> {
+        self.pass.engine.hands.run(&self.way, command, None, limit).await
+    }
+
+    /// One record of a look at it.
+    async fn look<F, R>(&self, about: About, limit: Duration, deed: F) -> Option<u64>
+    where
+        F: Fn() -> R,
+        R: Future<Output = Result<Done, Failure>>,
+    {
+        let (result, seq) = self.pass.operate(self.step, about, limit, false, |_| deed()).await;
+        result.err().map(|_| seq)
+    }
+
+    fn skip(&self, why: &str) -> Option<u64> {
+        Some(self.pass.skip(self.step, &self.about, &Unfit::Missing(why.into())))
+    }
+
+    /// Notes something of it for later steps.
+    fn remember(&self, change: impl FnOnce(&mut Item)) {
+        if let Some(item) = self.pass.board.write().item_mut(&self.made, self.server.index) {
+            change(item);
         }
-        return Some(seq);
     }
-    let agent = pass.engine.agent.as_deref()?;
-    let install = format!(
-        "cat > {AGENT}.new && chmod 700 {AGENT}.new && mv {AGENT}.new {AGENT} && {AGENT} version \
-                           && (setsid {AGENT} serve {PORT} >/dev/null 2>&1 </dev/null & )"
-    );
-    let there = pass.engine.hands.run(way, &install, Some(agent), limit).await;
-    let there = there.is_ok_and(|o| o.status == 0);
-    if let Some(item) = pass.board.write().item_mut(server_step, server.index) {
-        item.agent = there;
-    }
-    None
-}
 
-async fn metadata(pass: &Pass<'_>, step: &Step, about: About, server: &Item, way: &Target) -> Option<u64> {
-    let limit = pass.limit(step, 60.0);
-    let url = "http://169.254.169.254/openstack/latest/meta_data.json";
-    let command = format!("cat {MARK}; echo ==; wget -T 10 -qO- {url} || curl -sf -m 10 {url}");
-    let command = command.as_str();
-    let (result, seq) = pass
-        .operate(step, about, limit, false, |_| async move {
-            let begin = Instant::now();
-            loop {
-                let output = said(pass, way, command, limit).await?;
-                let (mark, metadata) = output.stdout.split_once("==").unwrap_or((output.stdout.as_str(), ""));
-                let metadata: Value = serde_json::from_str(metadata.trim()).unwrap_or_default();
-                let uuid = metadata.get("uuid").and_then(Value::as_str);
-                let wrong = match (mark.trim() == server.name, uuid) {
-                    (true, Some(uuid)) if Some(uuid) == server.id.as_deref() => return Ok(Done::default()),
-                    (false, Some(_)) => "its user data did not run".to_owned(),
-                    (_, None) => "the metadata service does not answer".to_owned(),
-                    (_, Some(uuid)) => format!("it got the metadata of {uuid}"),
-                };
-                if begin.elapsed() + Duration::from_secs(2) > limit {
-                    return Err(Failure::new(Class::DataPlane, wrong));
+    /// Logs in, as often as it takes; then the agent is put in. A guest nobody can log in to is of no use to later checks.
+    async fn login(&self) -> Option<u64> {
+        let pass = self.pass;
+        let limit = pass.limit(self.step, pass.engine.scenario.change_limit);
+        let failed =
+            self.look(self.about.clone(), limit + Duration::from_secs(5), || self.let_in(limit)).await;
+        if failed.is_some() {
+            self.remember(|item| item.failed = item.failed.or(failed));
+            return failed;
+        }
+        let agent = pass.engine.agent.as_deref()?;
+        let install = format!(
+            "cat > {AGENT}.new && chmod 700 {AGENT}.new && mv {AGENT}.new {AGENT} && {AGENT} version \
+                               && (setsid {AGENT} serve {PORT} >/dev/null 2>&1 </dev/null & )"
+        );
+        let there = pass.engine.hands.run(&self.way, &install, Some(agent), limit).await;
+        let there = there.is_ok_and(|o| o.status == 0);
+        self.remember(|item| item.agent = there);
+        None
+    }
+
+    async fn let_in(&self, limit: Duration) -> Result<Done, Failure> {
+        let (begin, pause) = (Instant::now(), self.pass.engine.pause);
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let left = limit.saturating_sub(begin.elapsed());
+            match self.said("true", left.min(Duration::from_secs(20))).await {
+                Ok(output) if output.status == 0 => {
+                    let since = self.server.begun.map(|b| Measure {
+                        name: "since-create".into(),
+                        value: b.elapsed().as_secs_f64(),
+                        unit: "s".into(),
+                    });
+                    return Ok(Done { looks, measures: since.into_iter().collect(), ..Done::default() });
                 }
-                // User data runs after SSH is there.
-                tokio::time::sleep(pass.engine.pause).await;
+                Err(failure) if failure.class == Class::Tool => return Err(failure),
+                Err(failure) if begin.elapsed() + pause >= limit => return Err(failure),
+                _ => tokio::time::sleep(pause).await,
             }
-        })
-        .await;
-    result.err().map(|_| seq)
-}
+        }
+    }
 
-async fn outside(pass: &Pass<'_>, step: &Step, about: About, way: &Target) -> Option<u64> {
-    let limit = pass.limit(step, 30.0);
-    let place = pass.engine.scenario.set.get("outside").and_then(Value::as_str).unwrap_or_default();
-    // What is pinged stands in a shell command.
-    let plain = place.chars().all(|c| c.is_ascii_alphanumeric() || ".:-".contains(c));
-    let command = format!("ping -c 3 -W 3 {}", if plain { place } else { "invalid" });
-    let command = command.as_str();
-    let (result, seq) = pass
-        .operate(step, about, limit, false, |_| async move {
-            let output = said(pass, way, command, limit).await?;
+    async fn metadata(&self) -> Option<u64> {
+        let limit = self.pass.limit(self.step, 60.0);
+        self.look(self.about.clone(), limit, || self.has_its_own(limit)).await
+    }
+
+    async fn has_its_own(&self, limit: Duration) -> Result<Done, Failure> {
+        let url = "http://169.254.169.254/openstack/latest/meta_data.json";
+        let command = format!("cat {MARK}; echo ==; {}", fetch(url, 10));
+        let begin = Instant::now();
+        loop {
+            let output = self.said(&command, limit).await?;
+            let (mark, metadata) = output.stdout.split_once("==").unwrap_or((output.stdout.as_str(), ""));
+            let metadata: Value = serde_json::from_str(metadata.trim()).unwrap_or_default();
+            let uuid = metadata.get("uuid").and_then(Value::as_str);
+            let wrong = match (mark.trim() == self.server.name, uuid) {
+                (true, Some(uuid)) if Some(uuid) == self.server.id.as_deref() => return Ok(Done::default()),
+                (false, Some(_)) => "its user data did not run".to_owned(),
+                (_, None) if no_tool(output.status) => {
+                    return Err(Failure::new(Class::Tool, "the guest has no wget and no curl that runs"));
+                }
+                (_, None) => "the metadata service does not answer".to_owned(),
+                (_, Some(uuid)) => format!("it got the metadata of {uuid}"),
+            };
+            if begin.elapsed() + Duration::from_secs(2) > limit {
+                return Err(Failure::new(Class::DataPlane, wrong));
+            }
+            // User data runs after SSH is there.
+            tokio::time::sleep(self.pass.engine.pause).await;
+        }
+    }
+
+    async fn outside(&self) -> Option<u64> {
+        let limit = self.pass.limit(self.step, 30.0);
+        let place = self.pass.engine.scenario.set.get("outside").and_then(Value::as_str).unwrap_or_default();
+        // What is pinged stands in a shell command.
+        let plain = place.chars().all(|c| c.is_ascii_alphanumeric() || ".:-".contains(c));
+        let command = &format!("ping -c 3 -W 3 {}", if plain { place } else { "invalid" });
+        self.look(self.about.clone(), limit, || async move {
+            let output = self.said(command, limit).await?;
             let received =
                 output.stdout.split(" packets received").next().and_then(|t| t.rsplit([' ', ',']).next());
             let received = received.or_else(|| output.stdout.split(" received").next()?.rsplit(' ').next());
@@ -230,94 +248,182 @@ async fn outside(pass: &Pass<'_>, step: &Step, about: About, way: &Target) -> Op
             }
             Ok(Done { measures, ..Done::default() })
         })
-        .await;
-    result.err().map(|_| seq)
-}
-
-/// Other servers of the same step that are of use, with their addresses.
-fn peers(pass: &Pass<'_>, step: &str, server: &Item) -> Vec<(Item, String)> {
-    let board = pass.board.read();
-    let others = board.of(step).iter().filter(|i| i.index != server.index && i.failed.is_none());
-    others.filter_map(|i| Some((i.clone(), fixed_address(i)?))).collect()
-}
-
-fn has_agent(pass: &Pass<'_>, step: &str, index: usize) -> bool {
-    pass.board.read().of(step).iter().any(|i| i.index == index && i.agent)
-}
-
-async fn matrix(
-    pass: &Pass<'_>,
-    step: &Step,
-    about: About,
-    server_step: &str,
-    server: &Item,
-    way: &Target,
-) -> Option<u64> {
-    let peers = peers(pass, server_step, server);
-    if peers.is_empty() {
-        return Some(pass.skip(step, &about, &Unfit::Missing("there is no other guest".into())));
+        .await
     }
-    let limit = pass.limit(step, 120.0);
-    let addresses: Vec<&str> = peers.iter().map(|(_, a)| a.as_str()).collect();
-    let begin = Instant::now();
-    let rows = if has_agent(pass, server_step, server.index) {
-        let command = format!("{AGENT} matrix {PORT} {PACKETS} {}", addresses.join(" "));
-        said(pass, way, &command, limit).await.map(|o| rows(&o.stdout))
-    } else {
-        pinged(pass, way, &addresses, limit).await
-    };
-    let mut worst = None;
-    for (peer, address) in &peers {
-        let about = About {
-            name: Some(format!("{} > {}", server.name, peer.name)),
-            place: Place { peer: peer.place.host.clone(), ..about.place.clone() },
-            ..about.clone()
-        };
-        let result = match &rows {
-            Err(failure) => Err((failure.clone(), Vec::new())),
-            Ok(rows) => match rows.iter().find(|r| r.get("peer").and_then(Value::as_str) == Some(address)) {
-                None => Err((Failure::new(Class::Tool, "the agent said nothing of it"), Vec::new())),
-                Some(row) => judged(row),
-            },
-        };
-        let bad = result.is_err();
-        let seq = pass.note(step, about, crate::engine::micros(begin), result);
-        worst = worst.or(Some(seq).filter(|_| bad));
-        if rows.as_ref().is_err() {
-            // One reason, one record.
-            break;
+
+    /// Other guests of the same step that are of use, with their addresses.
+    fn peers(&self) -> Vec<(Item, String)> {
+        let board = self.pass.board.read();
+        let others =
+            board.of(&self.made).iter().filter(|i| i.index != self.server.index && i.failed.is_none());
+        others.filter_map(|i| Some((i.clone(), i.address()?))).collect()
+    }
+
+    /// Whether one of them has the agent.
+    fn has_agent(&self, index: usize) -> bool {
+        self.pass.board.read().of(&self.made).iter().any(|i| i.index == index && i.agent)
+    }
+
+    async fn matrix(&self) -> Option<u64> {
+        let peers = self.peers();
+        if peers.is_empty() {
+            return self.skip("there is no other guest");
         }
+        let limit = self.pass.limit(self.step, 120.0);
+        let addresses: Vec<&str> = peers.iter().map(|(_, a)| a.as_str()).collect();
+        let begin = Instant::now();
+        let rows = if self.has_agent(self.server.index) {
+            let command = format!("{AGENT} matrix {PORT} {PACKETS} {}", addresses.join(" "));
+            self.said(&command, limit).await.map(|o| rows(&o.stdout))
+        } else {
+            self.pinged(&addresses, limit).await
+        };
+        let mut worst = None;
+        for (peer, address) in &peers {
+            let about = About {
+                name: Some(format!("{} > {}", self.server.name, peer.name)),
+                place: Place { peer: peer.place.host.clone(), ..self.about.place.clone() },
+                ..self.about.clone()
+            };
+            let result = match &rows {
+                Err(failure) => Err((failure.clone(), Vec::new())),
+                Ok(rows) => {
+                    match rows.iter().find(|r| r.get("peer").and_then(Value::as_str) == Some(address)) {
+                        None => Err((Failure::new(Class::Tool, "the agent said nothing of it"), Vec::new())),
+                        Some(row) => judged(row),
+                    }
+                }
+            };
+            let bad = result.is_err();
+            let seq = self.pass.note(self.step, about, crate::engine::micros(begin), result);
+            worst = worst.or(Some(seq).filter(|_| bad));
+            if rows.as_ref().is_err() {
+                // One reason, one record.
+                break;
+            }
+        }
+        worst
     }
-    worst
+
+    /// Without the agent: pings, one after the other.
+    async fn pinged(&self, addresses: &[&str], limit: Duration) -> Result<Vec<Value>, Failure> {
+        let command = format!(
+            "for a in {}; do if ping -c 1 -W 1 $a >/dev/null 2>&1; then echo $a 1; elif sleep 1; ping -c 1 -W 3 $a >/dev/null 2>&1; \
+             then echo $a 2; else echo $a 0; fi; done",
+            addresses.join(" ")
+        );
+        let output = self.said(&command, limit).await?;
+        let row = |line: &str| {
+            let (peer, tries) = line.split_once(' ')?;
+            let (sent, received) = match tries.trim() {
+                "1" => (1, 1),
+                "2" => (2, 1),
+                _ => (2, 0),
+            };
+            Some(serde_json::json!({"peer": peer, "icmp": {"sent": sent, "received": received}}))
+        };
+        Ok(output.stdout.lines().filter_map(row).collect())
+    }
+
+    async fn throughput(&self) -> Option<u64> {
+        let peers = self.peers();
+        let next = peers.iter().find(|(p, _)| p.index > self.server.index).or(peers.first());
+        let both = next.filter(|(p, _)| self.has_agent(self.server.index) && self.has_agent(p.index));
+        let Some((peer, address)) = both else { return self.skip("no two guests have the agent") };
+        let mut about = self.about.clone();
+        about.name = Some(format!("{} > {}", self.server.name, peer.name));
+        about.place.peer.clone_from(&peer.place.host);
+        let limit = self.pass.limit(self.step, 60.0);
+        let command = &format!("{AGENT} throughput {PORT} {SEND_SECONDS} {address}");
+        self.look(about, limit, || async move {
+            let output = self.said(command, limit).await?;
+            let row = rows(&output.stdout).into_iter().next().unwrap_or_default();
+            let number = |name: &str| row.get(name).and_then(Value::as_f64);
+            let (Some(sent), Some(received)) = (number("sent_mbit_s"), number("received_mbit_s")) else {
+                let why = row.get("error").and_then(Value::as_str).unwrap_or(output.stderr.trim());
+                return Err(Failure::new(Class::DataPlane, format!("nothing got through: {why}")));
+            };
+            let rate = |name: &str, value| Measure { name: name.into(), value, unit: "Mbit/s".into() };
+            Ok(Done { measures: vec![rate("sender", sent), rate("receiver", received)], ..Done::default() })
+        })
+        .await
+    }
+
+    async fn bench(&self) -> Option<u64> {
+        let limit = self.pass.limit(self.step, 120.0);
+        let command = &format!("d=/var/tmp; [ -w $d ] || d=/tmp; {AGENT} bench $d");
+        self.look(self.about.clone(), limit, || async move {
+            let output = self.said(command, limit).await?;
+            let row = rows(&output.stdout).into_iter().next();
+            let Some(row) = row.filter(|_| output.status == 0) else {
+                let why = output.stderr.lines().last().unwrap_or("it said nothing").to_owned();
+                return Err(Failure::new(Class::Tool, format!("the agent did not run: {why}")));
+            };
+            let measure = |(name, unit): (&str, &str)| {
+                let value = row.get(name.replace('-', "_")).and_then(Value::as_f64)?;
+                Some(Measure { name: name.into(), value, unit: unit.into() })
+            };
+            let measures = [
+                ("cpu-seconds", "s"),
+                ("disk-write", "MiB/s"),
+                ("disk-read", "MiB/s"),
+                ("disk-sync", "ms"),
+                ("disk-slow", "%"),
+            ];
+            Ok(Done { measures: measures.into_iter().filter_map(measure).collect(), ..Done::default() })
+        })
+        .await
+    }
+
+    /// Every member answers in its turn, and nobody else.
+    async fn balancer(&self) -> Option<u64> {
+        let limit = self.pass.limit(self.step, 60.0);
+        let (found, members) = {
+            let board = self.pass.board.read();
+            let scenario = &self.pass.engine.scenario;
+            let found = board.all(scenario, Thing::LoadBalancer).next().map(|(_, lb)| lb.clone());
+            let guests = board.all(scenario, Thing::Server).filter(|(step, s)| s.agent && *step != self.made);
+            (found, guests.map(|(_, s)| s.name.clone()).collect::<Vec<_>>())
+        };
+        if let Some(cause) = found.as_ref().and_then(|lb| lb.failed) {
+            return Some(self.pass.skip(self.step, &self.about, &Unfit::Because(cause)));
+        }
+        let vip = found.as_ref().and_then(|lb| lb.value.get("vip_address")?.as_str());
+        let Some(vip) = vip else { return self.skip("there is no load balancer") };
+        let requests = 2 * members.len().max(1);
+        let request = fetch(&format!("http://{vip}/hostname"), 4);
+        let command = &format!("for i in $(seq {requests}); do {request}; echo; done");
+        let members = &members;
+        self.look(self.about.clone(), limit, || async move {
+            let output = self.said(command, limit).await?;
+            let answers: Vec<&str> = output.stdout.lines().filter(|l| !l.trim().is_empty()).collect();
+            let strangers = answers.iter().filter(|a| !members.iter().any(|m| m == *a)).count();
+            let failed = requests - answers.len().min(requests);
+            if failed > 0 || strangers > 0 {
+                let message =
+                    format!("{failed} of {requests} requests failed, {strangers} were answered by no member");
+                return Err(Failure::new(Class::DataPlane, message));
+            }
+            Ok(Done::default())
+        })
+        .await
+    }
+}
+
+/// A command that gets a URL. Not by `wget -T`: with it, the busybox of Debian 12 dies of a segmentation fault.
+fn fetch(url: &str, seconds: u32) -> String {
+    format!(
+        "if command -v wget >/dev/null; then timeout {seconds} wget -qO- {url}; else timeout {seconds} curl -sf {url}; fi"
+    )
+}
+
+/// Whether a command did not end well because it is not there, cannot be run, or died of a signal that nobody sent.
+fn no_tool(status: i32) -> bool {
+    matches!(status, 126 | 127 | 132 | 134 | 135 | 139)
 }
 
 fn rows(text: &str) -> Vec<Value> {
     text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
-}
-
-/// Without the agent: pings, one after the other.
-async fn pinged(
-    pass: &Pass<'_>,
-    way: &Target,
-    addresses: &[&str],
-    limit: Duration,
-) -> Result<Vec<Value>, Failure> {
-    let command = format!(
-        "for a in {}; do if ping -c 1 -W 1 $a >/dev/null 2>&1; then echo $a 1; elif sleep 1; ping -c 1 -W 3 $a >/dev/null 2>&1; \
-         then echo $a 2; else echo $a 0; fi; done",
-        addresses.join(" ")
-    );
-    let output = said(pass, way, &command, limit).await?;
-    let row = |line: &str| {
-        let (peer, tries) = line.split_once(' ')?;
-        let (sent, received) = match tries.trim() {
-            "1" => (1, 1),
-            "2" => (2, 1),
-            _ => (2, 0),
-        };
-        Some(serde_json::json!({"peer": peer, "icmp": {"sent": sent, "received": received}}))
-    };
-    Ok(output.stdout.lines().filter_map(row).collect())
 }
 
 /// What a row of the agent says: every protocol that was tried must get through.
@@ -343,110 +449,4 @@ fn judged(row: &Value) -> Result<Vec<Measure>, (Failure, Vec<Measure>)> {
         return Ok(measures);
     }
     Err((Failure::new(Class::DataPlane, format!("no {} gets through", dead.join(", no "))), measures))
-}
-
-async fn throughput(
-    pass: &Pass<'_>,
-    step: &Step,
-    mut about: About,
-    server_step: &str,
-    server: &Item,
-    way: &Target,
-) -> Option<u64> {
-    let peers = peers(pass, server_step, server);
-    let next = peers.iter().find(|(p, _)| p.index > server.index).or(peers.first());
-    let both = next
-        .filter(|(p, _)| has_agent(pass, server_step, server.index) && has_agent(pass, server_step, p.index));
-    let Some((peer, address)) = both else {
-        return Some(pass.skip(step, &about, &Unfit::Missing("no two guests have the agent".into())));
-    };
-    about.name = Some(format!("{} > {}", server.name, peer.name));
-    about.place.peer.clone_from(&peer.place.host);
-    let limit = pass.limit(step, 60.0);
-    let command = format!("{AGENT} throughput {PORT} {SEND_SECONDS} {address}");
-    let command = command.as_str();
-    let (result, seq) = pass
-        .operate(step, about, limit, false, |_| async move {
-            let output = said(pass, way, command, limit).await?;
-            let row = rows(&output.stdout).into_iter().next().unwrap_or_default();
-            let number = |name: &str| row.get(name).and_then(Value::as_f64);
-            let (Some(sent), Some(received)) = (number("sent_mbit_s"), number("received_mbit_s")) else {
-                let why = row.get("error").and_then(Value::as_str).unwrap_or(output.stderr.trim());
-                return Err(Failure::new(Class::DataPlane, format!("nothing got through: {why}")));
-            };
-            let rate = |name: &str, value| Measure { name: name.into(), value, unit: "Mbit/s".into() };
-            Ok(Done { measures: vec![rate("sender", sent), rate("receiver", received)], ..Done::default() })
-        })
-        .await;
-    result.err().map(|_| seq)
-}
-
-async fn bench(pass: &Pass<'_>, step: &Step, about: About, way: &Target) -> Option<u64> {
-    let limit = pass.limit(step, 120.0);
-    let command = format!("d=/var/tmp; [ -w $d ] || d=/tmp; {AGENT} bench $d");
-    let command = command.as_str();
-    let (result, seq) = pass
-        .operate(step, about, limit, false, |_| async move {
-            let output = said(pass, way, command, limit).await?;
-            let row = rows(&output.stdout).into_iter().next();
-            let Some(row) = row.filter(|_| output.status == 0) else {
-                let why = output.stderr.lines().last().unwrap_or("it said nothing").to_owned();
-                return Err(Failure::new(Class::Tool, format!("the agent did not run: {why}")));
-            };
-            let measure = |(name, unit): (&str, &str)| {
-                let value = row.get(name.replace('-', "_")).and_then(Value::as_f64)?;
-                Some(Measure { name: name.into(), value, unit: unit.into() })
-            };
-            let measures = [
-                ("cpu-seconds", "s"),
-                ("disk-write", "MiB/s"),
-                ("disk-read", "MiB/s"),
-                ("disk-sync", "ms"),
-                ("disk-slow", "%"),
-            ];
-            Ok(Done { measures: measures.into_iter().filter_map(measure).collect(), ..Done::default() })
-        })
-        .await;
-    result.err().map(|_| seq)
-}
-
-/// Every member answers in its turn, and nobody else.
-async fn balancer(
-    pass: &Pass<'_>,
-    step: &Step,
-    about: About,
-    server_step: &str,
-    way: &Target,
-) -> Option<u64> {
-    let limit = pass.limit(step, 60.0);
-    let (vip, members) = {
-        let board = pass.board.read();
-        let found = board.all(&pass.engine.scenario, Thing::LoadBalancer).next();
-        let vip = found.and_then(|(_, lb)| lb.value.get("vip_address")?.as_str().map(str::to_owned));
-        let guests = board
-            .all(&pass.engine.scenario, Thing::Server)
-            .filter(|(step, s)| s.agent && *step != server_step);
-        (vip, guests.map(|(_, s)| s.name.clone()).collect::<Vec<_>>())
-    };
-    let Some(vip) = vip else {
-        return Some(pass.skip(step, &about, &Unfit::Missing("there is no load balancer".into())));
-    };
-    let requests = 2 * members.len().max(1);
-    let command = format!("for i in $(seq {requests}); do wget -T 4 -qO- http://{vip}/hostname; echo; done");
-    let (command, members) = (command.as_str(), &members);
-    let (result, seq) = pass
-        .operate(step, about, limit, false, |_| async move {
-            let output = said(pass, way, command, limit).await?;
-            let answers: Vec<&str> = output.stdout.lines().filter(|l| !l.trim().is_empty()).collect();
-            let strangers = answers.iter().filter(|a| !members.iter().any(|m| m == *a)).count();
-            let failed = requests - answers.len().min(requests);
-            if failed > 0 || strangers > 0 {
-                let message =
-                    format!("{failed} of {requests} requests failed, {strangers} were answered by no member");
-                return Err(Failure::new(Class::DataPlane, message));
-            }
-            Ok(Done::default())
-        })
-        .await;
-    result.err().map(|_| seq)
 }

@@ -59,7 +59,12 @@ pub(crate) async fn make(pass: &Pass<'_>, step: &Step, mut item: Item) -> Worked
         body.insert(api.named.into(), item.name.clone().into());
     }
     marked(thing, &mut body, &engine.run);
-    let seq = match engine.journal.intend(thing, &item.name).await {
+    item.brings = thing == Thing::Server && brings(&mut body);
+    let noted = match item.brings {
+        true => engine.journal.intend_with_volumes(&item.name).await,
+        false => engine.journal.intend(thing, &item.name).await,
+    };
+    let seq = match noted {
         Ok(seq) => seq,
         // What cannot be written down is not made.
         Err(e) => return unfit(pass, step, &about, item, &Unfit::Missing(e.to_string())),
@@ -147,6 +152,20 @@ fn marked(thing: Thing, body: &mut Map<String, Value>, run: &str) {
     }
 }
 
+/// Whether the cloud is to make volumes for a server. They go when it goes: what we made we remove.
+fn brings(body: &mut Map<String, Value>) -> bool {
+    let mappings = body.get_mut("block_device_mapping_v2").and_then(Value::as_array_mut);
+    let mut any = false;
+    for mapping in mappings.into_iter().flatten().filter_map(Value::as_object_mut) {
+        let is = |name: &str, what: &str| mapping.get(name).and_then(Value::as_str) == Some(what);
+        if !is("destination_type", "local") && !is("source_type", "volume") {
+            mapping.insert("delete_on_termination".into(), true.into());
+            any = true;
+        }
+    }
+    any
+}
+
 /// Any other call, for an item.
 pub(crate) async fn call(pass: &Pass<'_>, step: &Step, call: &Call, item: Item) -> Worked {
     let about = About {
@@ -171,6 +190,8 @@ pub(crate) async fn call(pass: &Pass<'_>, step: &Step, call: &Call, item: Item) 
     let limit = pass.limit(step, pass.engine.scenario.call_limit);
     let again = method == Method::GET;
     let major = major(&call.service);
+    let mut item = item;
+    item.begun = Some(Instant::now());
     let (result, record) = pass
         .operate(step, about, limit, again, |session| {
             let (path, body, method) = (path.clone(), body.clone(), method.clone());
@@ -181,7 +202,6 @@ pub(crate) async fn call(pass: &Pass<'_>, step: &Step, call: &Call, item: Item) 
             }
         })
         .await;
-    let mut item = item;
     match result {
         Ok(done) => item.value = done.value,
         Err(_) => item.failed = Some(record),
@@ -208,13 +228,14 @@ pub(crate) async fn wait(pass: &Pass<'_>, step: &Step, target: &str, child: Item
     let found = pass.board.read().of(target).iter().find(|i| i.index == child.index).cloned();
     let (Some(thing), Some(mut item)) = (making, found) else { return Worked { item: child, failed: None } };
     let api = Api::of(thing);
+    let asked = asked(pass, step, target, &item);
     let about = About {
-        op: format!("{}.{}", thing.name(), until.to_lowercase()),
+        op: format!("{}.{}", asked.op, until.to_lowercase()),
         service: api.service.to_owned(),
         name: Some(item.name.clone()),
         id: item.id.clone(),
         place: item.place.clone(),
-        begun: item.begun,
+        begun: asked.begun,
     };
     // What it needs besides may have failed, without any fault of its own.
     if let Some(cause) = item.failed.or(child.failed) {
@@ -233,6 +254,27 @@ pub(crate) async fn wait(pass: &Pass<'_>, step: &Step, target: &str, child: Item
         item.value = value;
     }
     Worked { item, failed: result.err().map(|_| record) }
+}
+
+/// The request whose outcome is waited for: what made the thing, or what was asked for since.
+struct Asked {
+    op: String,
+    begun: Option<Instant>,
+}
+
+fn asked(pass: &Pass<'_>, step: &Step, target: &str, item: &Item) -> Asked {
+    let steps = &pass.engine.scenario.steps;
+    let by = |id: &str| steps.iter().find(|s| s.id == id);
+    let since = step.needs.as_deref().and_then(by).and_then(|s| Some((s, s.call.as_ref()?)));
+    let Some((needed, call)) = since else {
+        let made = by(target).and_then(|s| s.make).map_or("", Thing::name);
+        return Asked { op: made.to_owned(), begun: item.begun };
+    };
+    let board = pass.board.read();
+    let count = board.of(target).len().max(1);
+    // One of several things that belong to it, and were asked for one after the other: the last.
+    let begun = board.of(&needed.id).iter().filter(|i| i.index % count == item.index % count);
+    Asked { op: call.op.clone(), begun: begun.filter_map(|i| i.begun).max() }
 }
 
 async fn look(
@@ -300,7 +342,8 @@ pub(crate) async fn remove(pass: &Pass<'_>, step: &Step, target: &str, child: It
     let found = pass.board.read().of(target).iter().find(|i| i.index == child.index).cloned();
     let (Some(thing), Some(item)) = (making, found) else { return Worked { item: child, failed: None } };
     let Some(seq) = item.journal else { return Worked { item, failed: None } };
-    let entry = Entry { seq, thing, name: item.name.clone(), id: item.id.clone() };
+    let entry = Entry { seq, thing, name: item.name.clone(), id: item.id.clone(), brings: item.brings };
+    // The volumes of a server are in the journal then, and go at the end.
     pass.removed(step, &entry, item.place.clone()).await;
     Worked { item, failed: None }
 }

@@ -263,22 +263,35 @@ impl Scenario {
             needed.insert(name.clone());
         }
         let ids: BTreeSet<String> = self.steps.iter().map(|s| s.id.clone()).collect();
-        for step in self.steps.iter().rev() {
-            // Whoever waits for a thing, or gives it its rules, is needed where the thing is.
-            let serves = step.wait.iter().chain(&step.each).chain(&step.on);
-            let support = (step.wait.is_some() || step.call.is_some())
-                && serves.into_iter().any(|s| needed.contains(s));
-            if needed.contains(&step.id) || support {
-                needed.insert(step.id.clone());
-                needed.extend(step.references().map(str::to_owned));
-                needed.extend(crate::template::steps(&step.body, &ids));
+        let last = self.steps.iter().rposition(|s| needed.contains(&s.id)).unwrap_or(0);
+        let mut before = 0;
+        // A step may be found to be needed by one that stands before it.
+        while before != needed.len() {
+            before = needed.len();
+            for step in self.steps.iter().take(last + 1) {
+                let mut named: BTreeSet<String> = step.references().map(str::to_owned).collect();
+                named.extend(crate::template::steps(&step.body, &ids));
                 if let Some(call) = &step.call {
-                    needed.extend(crate::template::steps(&Value::from(call.path.as_str()), &ids));
+                    named.extend(crate::template::steps(&Value::from(call.path.as_str()), &ids));
                 }
+                // Whoever waits for a thing, or gives it its rules, is needed where the thing is.
+                let support = match (&step.wait, &step.call) {
+                    (Some(thing), _) => needed.contains(thing),
+                    (None, Some(_)) => named.iter().any(|s| needed.contains(s)),
+                    (None, None) => false,
+                };
+                if !needed.contains(&step.id) && !support {
+                    continue;
+                }
+                needed.insert(step.id.clone());
+                needed.extend(named);
                 if step.check.is_some_and(Check::in_guests) {
-                    let making =
-                        |s: &&Step| s.make == Some(Thing::Keypair) || s.make == Some(Thing::FloatingIp);
-                    needed.extend(self.steps.iter().filter(making).map(|s| s.id.clone()));
+                    // A way in, and a login: that is when the agent gets there.
+                    let way = |s: &&Step| {
+                        matches!(s.make, Some(Thing::Keypair | Thing::FloatingIp))
+                            || matches!(s.check, Some(Check::Reach | Check::Login))
+                    };
+                    needed.extend(self.steps.iter().filter(way).map(|s| s.id.clone()));
                 }
             }
         }

@@ -1,4 +1,5 @@
-//! One test for each defect that was found in the older health monitor (D01 to D37; D19, D32 and D33 are in `killed.rs`).
+//! One test for each defect that was found in the older health monitor (D01 to D37; D19, D30, D32 and D33 are in `killed.rs`,
+//! D09, D31, D34 and D36 in `program.rs`). The table of docs/probe.md says which is which.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,11 +13,11 @@ use probe::meter::{Meter, Told};
 use probe::push::{Pusher, influx, otlp};
 use probe::record::{Class, Iteration, Measure, Place, Record};
 use probe::report::{Report, summaries};
-use probe::scenario::Scenario;
+use probe::scenario::{Check, Scenario};
 use serde_json::{Value, json};
 
 use crate::common;
-use crate::stub::{Fault, Stub, World};
+use crate::stub::{Fault, Seen, Stub, World};
 
 /// A record out of thin air.
 pub fn record(op: &str, class: Class, us: u64) -> Record {
@@ -159,7 +160,7 @@ async fn d02_a_conflict_that_passes_is_no_failure() {
     assert_eq!(iteration.failed_calls, 1);
 }
 
-/// D03, D13, D36: all outputs are made of the same records, and every kind of operation is in each of them.
+/// D03, D13: all outputs are made of the same records, and every kind of operation is in each of them.
 #[tokio::test]
 async fn d03_all_outputs_agree() {
     let stub = Stub::start(World::default()).await;
@@ -285,10 +286,26 @@ fn d06_a_timeout_weighs_like_any_failure() {
     assert!(!lines.contains("return_code=2"));
 }
 
-/// D07, D24, D27: a load balancer is judged by what its members answer, as so many of so many; where there is none, the
-/// checks are skipped and say why.
+/// A cloud with load balancers, and guests behind them that answer all requests but some.
+async fn balanced(failing: usize) -> (Stub, Arc<Fake>) {
+    let mut world = World { looks: 3, ..World::default() };
+    world.services.push("load-balancer");
+    let stub = Stub::start(world).await;
+    let of = stub.clone();
+    let hands = well(move |_, command| {
+        command.contains("/hostname").then(|| {
+            let named = |s: &Value| s["name"].as_str().filter(|n| n.contains("-guest-")).map(str::to_owned);
+            let names: Vec<String> = of.with(|w| w.things["servers"].iter().filter_map(named).collect());
+            let answers = names.iter().cycle().take(2 * names.len() - failing);
+            output(answers.map(|n| format!("{n}\n")).collect())
+        })
+    });
+    (stub, hands)
+}
+
+/// D27: where there is no load balancer, or making it failed, its checks are skipped and say why; the rest goes on.
 #[tokio::test]
-async fn d07_a_load_balancer_is_judged_by_its_answers() {
+async fn d27_what_is_skipped_says_why() {
     let stub = Stub::start(World::default()).await;
     let setup = inside(&stub, guests(), well(|_, _| None)).await;
     let iteration = setup.engine.iterate(1).await.unwrap();
@@ -296,25 +313,90 @@ async fn d07_a_load_balancer_is_judged_by_its_answers() {
     let skipped: Vec<_> = iteration.records.iter().filter(|r| r.step.starts_with("balancer")).collect();
     assert!(skipped.len() > 5 && skipped.iter().all(|r| r.class == Class::Skipped), "{skipped:?}");
     assert!(skipped.iter().all(|r| r.message.as_ref().unwrap().contains("load-balancer")));
+
+    let (stub, hands) = balanced(0).await;
+    stub.with(|w| {
+        w.judge = Box::new(|_, s| s.is("POST", "/lbaas/loadbalancers").then_some(Fault::Status(500)));
+    });
+    let setup = inside(&stub, guests(), hands).await;
+    let iteration = setup.engine.iterate(1).await.unwrap();
+    let failed: Vec<_> = iteration.failures().collect();
+    assert!(failed.len() == 1 && failed[0].op == "load-balancer.create", "{:?}", failures(&iteration));
+    for step in
+        ["balancer-active", "balancer-listener", "balancer-pool", "balancer-member", "balancer-contract"]
+    {
+        let of: Vec<_> = iteration.records.iter().filter(|r| r.step == step).collect();
+        let told = |r: &&Record| r.class == Class::Skipped && r.message.is_some();
+        assert!(!of.is_empty() && of.iter().all(told), "{step}: {of:?}");
+        assert!(of.iter().any(|r| r.cause.is_some()), "{step}: {of:?}");
+    }
+    assert_eq!(iteration.records.iter().filter(|r| r.op == "pair.reach" && r.class == Class::Ok).count(), 6);
+    assert!(!stub.with(|w| w.seen.iter().any(|s| s.is("POST", "/lbaas/listeners"))));
 }
 
-/// D07, D23: its parts are made one after the other, each when it takes changes again; two requests that fail are two.
+/// A way to make guests, and what it changes.
+type Boot<'a> = (&'a str, &'a dyn Fn(&mut Value));
+
+/// D24: each check works when it is the only one, however the guests were made; the members of a load balancer are its guests.
+#[tokio::test]
+async fn d24_each_check_works_alone() {
+    let steps = Scenario::builtin("default").unwrap().steps;
+    let checks: Vec<_> = steps.iter().filter_map(|s| Some((s.id.clone(), s.check?))).collect();
+    let networks = |body: &mut Value| {
+        body["networks"] = json!([{"uuid": "{network.id}"}]);
+        body["security_groups"] = json!([{"name": "{group.id}"}]);
+    };
+    let volume = |body: &mut Value| {
+        body["block_device_mapping_v2"] = json!([{"boot_index": 0, "uuid": "{image.id}", "source_type": "image",
+            "destination_type": "volume", "volume_size": 1}]);
+    };
+    let boots: [Boot<'_>; 3] = [("ports", &|_| {}), ("networks", &networks), ("volumes", &volume)];
+    for (boot, change) in boots {
+        for (step, check) in checks.iter().filter(|(id, _)| !id.ends_with("user-data") && id != "world") {
+            let (stub, hands) = balanced(0).await;
+            let mut scenario = guests();
+            let guest = scenario.steps.iter_mut().find(|s| s.id == "guest").unwrap();
+            change(&mut guest.body);
+            if boot == "networks" {
+                guest.each = None;
+                guest.on = Some("network".into());
+                guest.count = Some("{guests}".into());
+                scenario.steps.retain(|s| s.id != "port");
+            }
+            scenario.only(std::slice::from_ref(step)).unwrap();
+            let setup = inside(&stub, scenario, hands).await;
+            let iteration = setup.engine.iterate(1).await.unwrap();
+            assert!(iteration.fine(), "{boot}, {step}: {:?}", failures(&iteration));
+            let of: Vec<_> = iteration.records.iter().filter(|r| r.step == *step).collect();
+            assert!(!of.is_empty() && of.iter().all(|r| r.class == Class::Ok), "{boot}, {step}: {of:?}");
+            let rules =
+                stub.with(|w| w.seen.iter().filter(|s| s.is("POST", "/security-group-rules")).count());
+            let expected = match check {
+                Check::Reach => 2,
+                check if check.in_guests() => 5,
+                _ => 0,
+            };
+            assert_eq!(rules, expected, "{boot}, {step}");
+            if *check == Check::Balancer {
+                let member = |s: &&Seen| s.is("POST", "/members");
+                let members: Vec<Value> =
+                    stub.with(|w| w.seen.iter().filter(member).map(|s| s.body.clone()).collect());
+                assert_eq!(members.len(), 3, "{boot}");
+                assert!(
+                    members.iter().all(|m| m["member"]["address"].as_str().unwrap().starts_with("10.0.0.")),
+                    "{members:?}"
+                );
+            }
+            assert_eq!(stub.left(), Vec::<String>::new(), "{boot}, {step}");
+        }
+    }
+}
+
+/// D07, D23: the parts of a load balancer are made one after the other, each when it takes changes again; two requests that fail are two.
 #[tokio::test]
 async fn d07_failed_requests_are_counted_as_such() {
     for failing in [0, 2] {
-        let mut world = World { looks: 3, ..World::default() };
-        world.services.push("load-balancer");
-        let stub = Stub::start(world).await;
-        let of = stub.clone();
-        let hands = well(move |_, command| {
-            command.contains("/hostname").then(|| {
-                let named =
-                    |s: &Value| s["name"].as_str().filter(|n| n.contains("-guest-")).map(str::to_owned);
-                let names: Vec<String> = of.with(|w| w.things["servers"].iter().filter_map(named).collect());
-                let answers = names.iter().cycle().take(2 * names.len() - failing);
-                output(answers.map(|n| format!("{n}\n")).collect())
-            })
-        });
+        let (stub, hands) = balanced(failing).await;
         let setup = inside(&stub, guests(), hands).await;
         let iteration = setup.engine.iterate(1).await.unwrap();
         let told = failures(&iteration);
@@ -336,7 +418,7 @@ async fn d07_failed_requests_are_counted_as_such() {
     }
 }
 
-/// D08, D09: any failure makes an iteration fail, 256 as one.
+/// D08: any failure makes an iteration fail, 256 as one.
 #[test]
 fn d08_any_failure_fails_the_iteration() {
     for class in Class::ALL.into_iter().filter(|c| c.failed()) {
@@ -574,7 +656,7 @@ async fn d26_a_broken_guest_is_told_once() {
     assert_eq!(iteration.records.iter().filter(|r| r.op == "pair.reach" && r.class == Class::Ok).count(), 2);
 }
 
-/// D28, D29, D31: what does not go is named, whatever it is; cleanup says so, too, until it is gone.
+/// D28, D29: what does not go is named, whatever it is, until cleanup removed it.
 #[tokio::test]
 async fn d28_what_is_left_is_named() {
     for path in [

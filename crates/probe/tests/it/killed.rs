@@ -4,23 +4,32 @@ use std::sync::Arc;
 
 use common::{Fake, clean, control, setup};
 use futures::FutureExt;
+use probe::scenario::Scenario;
 use serde_json::json;
 use tokio::sync::Notify;
 
 use crate::common;
-use crate::stub::{Fault, Stub, World};
+use crate::stub::{ATTACHED, Fault, Stub, World};
 
 /// Everything the scenario does, as little of it as there can be.
-fn small() -> probe::scenario::Scenario {
+fn small() -> Scenario {
     let mut scenario = control();
     scenario.set("networks=1").unwrap();
     scenario.set("guests=1").unwrap();
     scenario
 }
 
-async fn calls_of_a_whole_run() -> usize {
+/// The same, with a guest for which the cloud makes a volume.
+fn from_volume() -> Scenario {
+    let mut scenario = small();
+    let guest = scenario.steps.iter_mut().find(|s| s.id == "guest").unwrap();
+    guest.body["block_device_mapping_v2"] = json!([{"boot_index": 0, "source_type": "image", "destination_type": "volume", "volume_size": 1, "uuid": "{image.id}"}]);
+    scenario
+}
+
+async fn calls_of_a_whole_run(scenario: Scenario) -> usize {
     let stub = Stub::start(World::default()).await;
-    let setup = setup(&stub, small(), Fake::closed()).await;
+    let setup = setup(&stub, scenario, Fake::closed()).await;
     let iteration = setup.engine.iterate(1).await.unwrap();
     assert!(iteration.fine(), "{:#?}", iteration.failures().map(|r| r.told()).collect::<Vec<_>>());
     assert_eq!(stub.left(), Vec::<String>::new());
@@ -31,44 +40,93 @@ async fn calls_of_a_whole_run() -> usize {
 /// D33: killed at every single call, before the cloud heard of it and after the cloud did it: nothing is left.
 #[tokio::test]
 async fn killed_at_any_call_nothing_is_left() {
-    let calls = calls_of_a_whole_run().await;
-    assert!(calls >= 40, "{calls}");
-    let moments: Vec<(usize, bool)> = (1..calls).flat_map(|n| [(n, false), (n, true)]).collect();
-    let run = |(at, after): (usize, bool)| async move {
-        let reached = Arc::new(Notify::new());
-        let stub = Stub::start(World::default()).await;
-        stub.with(|w| {
-            // Somebody else's.
-            w.things
-                .insert("volumes".into(), vec![json!({"id": "o", "name": "others", "status": "available"})]);
-            let reached = reached.clone();
-            w.judge = Box::new(move |n, _| {
-                if n != at {
-                    return None;
-                }
-                reached.notify_one();
-                Some(if after { Fault::HangAfter } else { Fault::HangBefore })
-            });
-        });
-        let common::Setup { engine, dir, stop: _stop } = setup(&stub, small(), Fake::closed()).await;
-        // What a kill leaves is what stands on the disk: the future is dropped where it is, and with it all memory.
-        let ended = futures::select! {
-            iteration = Box::pin(engine.iterate(1)).fuse() => Some(iteration),
-            () = Box::pin(reached.notified()).fuse() => None,
+    // The guest of the last comes to nothing, and the cloud forgets its volume.
+    let worlds: [(Scenario, &[&str]); 3] =
+        [(small(), &[]), (from_volume(), &[]), (from_volume(), &["-guest-1"])];
+    for (scenario, broken) in worlds {
+        let calls = match broken.is_empty() {
+            true => calls_of_a_whole_run(scenario.clone()).await,
+            // Up to the wait for the guest, and its end.
+            false => 30,
         };
-        drop(engine);
-        stub.with(|w| w.judge = Box::new(|_, _| None));
-        assert!(ended.is_none(), "call {at} did not come");
-        assert_eq!(
-            clean(&stub, dir.path()).await,
-            Vec::<String>::new(),
-            "killed at call {at}, after: {after}"
-        );
-        assert_eq!(stub.left(), ["volumes others"], "killed at call {at}, after: {after}");
-    };
-    for some in moments.chunks(16) {
-        futures::future::join_all(some.iter().map(|m| run(*m))).await;
+        assert!(calls >= 30, "{calls}");
+        let moments: Vec<(usize, bool)> = (1..calls).flat_map(|n| [(n, false), (n, true)]).collect();
+        for some in moments.chunks(16) {
+            futures::future::join_all(some.iter().map(|m| killed(&scenario, broken, *m))).await;
+        }
     }
+}
+
+async fn killed(scenario: &Scenario, broken: &[&str], (at, after): (usize, bool)) {
+    let reached = Arc::new(Notify::new());
+    let broken = broken.iter().map(|b| (*b).to_owned()).collect();
+    let stub = Stub::start(World { broken, ..World::default() }).await;
+    stub.with(|w| {
+        // Somebody else's.
+        w.things.insert("volumes".into(), vec![json!({"id": "o", "name": "others", "status": "available"})]);
+        let reached = reached.clone();
+        w.judge = Box::new(move |n, _| {
+            if n != at {
+                return None;
+            }
+            reached.notify_one();
+            Some(if after { Fault::HangAfter } else { Fault::HangBefore })
+        });
+    });
+    let common::Setup { engine, dir, stop: _stop } = setup(&stub, scenario.clone(), Fake::closed()).await;
+    // What a kill leaves is what stands on the disk: the future is dropped where it is, and with it all memory.
+    let ended = futures::select! {
+        iteration = Box::pin(engine.iterate(1)).fuse() => Some(iteration),
+        () = Box::pin(reached.notified()).fuse() => None,
+    };
+    drop(engine);
+    stub.with(|w| w.judge = Box::new(|_, _| None));
+    assert!(ended.is_none(), "call {at} did not come");
+    assert_eq!(clean(&stub, dir.path()).await, Vec::<String>::new(), "killed at call {at}, after: {after}");
+    assert_eq!(stub.left(), ["volumes others"], "killed at call {at}, after: {after}");
+}
+
+/// D30: the volume that the cloud made for a guest that came to nothing is removed, and no other: not even one that somebody
+/// attached to that guest meanwhile.
+#[tokio::test]
+async fn d30_a_broken_guests_volume_is_removed() {
+    // An iteration to its end.
+    let stub = Stub::start(World { broken: vec!["-guest-1".into()], ..World::default() }).await;
+    let setup_of = setup(&stub, from_volume(), Fake::closed()).await;
+    let iteration = setup_of.engine.iterate(1).await.unwrap();
+    assert_eq!(iteration.failures().count(), 1, "the guest itself");
+    assert!(
+        iteration
+            .records
+            .iter()
+            .any(|r| r.step == "remove-volume" && r.id.as_ref().is_some_and(|i| i.ends_with("-brought")))
+    );
+    assert_eq!((stub.left(), iteration.left), (Vec::<String>::new(), Vec::<String>::new()));
+
+    // One that is killed when the guest is to go.
+    let stub = Stub::start(World { broken: vec!["-guest-1".into()], ..World::default() }).await;
+    let reached = Arc::new(Notify::new());
+    stub.with(|w| {
+        w.things.insert("volumes".into(), vec![json!({"id": "o", "name": "others", "status": "in-use"})]);
+        let reached = reached.clone();
+        w.judge = Box::new(move |_, s| {
+            let now = s.is("DELETE", "/servers/");
+            now.then(|| reached.notify_one()).map(|()| Fault::HangBefore)
+        });
+    });
+    let common::Setup { engine, dir, stop: _stop } = setup(&stub, from_volume(), Fake::closed()).await;
+    futures::select! {
+        _ = Box::pin(engine.iterate(1)).fuse() => panic!("the guest was not removed"),
+        () = Box::pin(reached.notified()).fuse() => {}
+    }
+    drop(engine);
+    stub.with(|w| {
+        w.judge = Box::new(|_, _| None);
+        let server = &mut w.things.get_mut("servers").unwrap()[0];
+        server[ATTACHED].as_array_mut().unwrap().push(json!({"id": "o", "delete_on_termination": false}));
+    });
+    assert_eq!(clean(&stub, dir.path()).await, Vec::<String>::new());
+    assert_eq!(stub.left(), ["volumes others"]);
 }
 
 /// D19: a stop is heeded before the next step, whichever it is, and everything is removed.

@@ -7,4 +7,5 @@ mod defects;
 mod killed;
 mod namespaces;
 mod peers;
+mod program;
 mod stub;

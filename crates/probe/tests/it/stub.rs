@@ -73,6 +73,9 @@ impl Default for World {
     }
 }
 
+/// Where a server's volumes stand.
+pub const ATTACHED: &str = "os-extended-volumes:volumes_attached";
+
 #[derive(Clone)]
 pub struct Stub {
     pub world: Arc<Mutex<World>>,
@@ -192,6 +195,9 @@ impl World {
                 200,
                 json!({"images": [{"id": "img", "name": "small", "status": "active", "min_disk": 1, "min_ram": 64, "os_distro": "debian"}]}),
             ),
+            ["compute", "v2.1", ""] => {
+                (200, json!({"version": {"id": "v2.1", "min_version": "2.1", "version": "2.96"}}))
+            }
             ["compute", "v2.1", "flavors"] => (
                 200,
                 json!({"flavors": [{"id": "big", "name": "big", "ram": 4096, "disk": 20, "vcpus": 4},
@@ -334,6 +340,7 @@ impl World {
                     return in_use();
                 }
                 if collection == "servers" {
+                    self.bury(id);
                     for volume in self.things.entry("volumes".into()).or_default() {
                         if volume["attached"] == **id {
                             volume["status"] = json!("available");
@@ -350,6 +357,33 @@ impl World {
                 (204, Value::Null)
             }
             _ => missing(),
+        }
+    }
+
+    /// A server goes, and the volumes that go with it; but those of one that came to nothing are forgotten.
+    fn bury(&mut self, server: &str) {
+        let Some(found) = self.find("servers", server).cloned() else { return };
+        for volume in found[ATTACHED].as_array().into_iter().flatten() {
+            let volumes = self.things.entry("volumes".into()).or_default();
+            if found["status"] == "ERROR" || volume["delete_on_termination"] != json!(true) {
+                volumes
+                    .iter_mut()
+                    .filter(|v| v["id"] == volume["id"])
+                    .for_each(|v| v["status"] = json!("available"));
+            } else {
+                volumes.retain(|v| v["id"] != volume["id"]);
+            }
+        }
+    }
+
+    /// Volumes that a server is made with.
+    fn bring(&mut self, server: &mut Value) {
+        let mappings = server["block_device_mapping_v2"].as_array().cloned().unwrap_or_default();
+        for mapping in mappings.iter().filter(|m| m["destination_type"] == "volume") {
+            let id = json!(format!("{}-brought", server["id"].as_str().unwrap()));
+            let volume = json!({"id": id, "name": "", "status": "in-use", "attached": server["id"], "ready": null, "looks": 0});
+            self.things.entry("volumes".into()).or_default().push(volume);
+            server[ATTACHED] = json!([{"id": id, "delete_on_termination": mapping["delete_on_termination"]}]);
         }
     }
 
@@ -376,6 +410,9 @@ impl World {
             thing["hostId"] = json!(self.hosts[host]);
             thing["addresses"] =
                 json!({"net": [{"addr": format!("10.0.0.{}", self.next), "OS-EXT-IPS:type": "fixed"}]});
+        }
+        if collection == "servers" {
+            self.bring(&mut thing);
         }
         if collection == "ports" {
             thing["fixed_ips"] = json!([{"ip_address": format!("10.0.0.{}", self.next), "subnet_id": "s"}]);
