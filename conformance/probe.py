@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
 """`allod probe` against a cloud that runs: `probe.py ALLOD [--server ALLOD] [--agent FILE] [--image IMAGE] [--kills N] [--only WORD]`.
 
-simulated  hosts that are simulated: iterations of the control scenario; kill -9 at each step, at N moments of it, then cleanup:
-           what the cloud has afterwards is what it had before
+simulated  hosts that are simulated: iterations of the control scenario; kill -9 at each step, at N moments of it, four probes at
+           once in one project, each followed by cleanup: what its administrator sees in all services is what was there before
 real       (with --image) QEMU guests and OVN in a network namespace of its own: a whole iteration of the default scenario with
            2 networks and 4 guests, its wall time, and the figures of every step; kill -9 in the middle, then cleanup
 
 Needs root for `real`. Leaves nothing behind.
 """
-import argparse, json, os, random, shutil, subprocess, sys, tempfile, time
+import argparse, concurrent.futures, glob, json, os, random, shutil, subprocess, sys, tempfile, time
 
 from common import Failed, open_, sh, until
 
 KINDS = [('network', 'networks'), ('network', 'subnets'), ('network', 'routers'), ('network', 'ports'), ('network', 'ips'),
-         ('network', 'security_groups'), ('compute', 'servers'), ('compute', 'keypairs'), ('block_storage', 'volumes')]
+         ('network', 'security_groups'), ('network', 'security_group_rules'), ('image', 'images')]
+ALL = [('compute', 'servers'), ('block_storage', 'volumes'), ('block_storage', 'snapshots')]
+PARALLEL = 4
 
 
 class Cloud:
@@ -26,15 +28,31 @@ class Cloud:
         os.environ['OS_CLIENT_CONFIG_FILE'] = self.env['OS_CLIENT_CONFIG_FILE']
         import openstack
         self.demo, self.admin = openstack.connect(cloud='allod'), openstack.connect(cloud='allod-admin')
+        # The default group of a project comes when it is first asked for.
+        for project in (self.demo, self.admin): list(project.network.security_groups())
 
     def say(self, text): print(f'{time.time() - self.begin:7.1f} s  {text}', flush=True)
 
     def has(self):
-        return {kind: sorted(x.id or x.name for x in getattr(getattr(self.demo, service), kind)()) for service, kind in KINDS}
+        """Everything in all services, as the administrator sees it; key pairs are their owner's alone."""
+        a = self.admin
+        found = {kind: sorted(x.id for x in getattr(getattr(a, service), kind)()) for service, kind in KINDS}
+        found.update({kind: sorted(x.id for x in getattr(getattr(a, service), kind)(all_projects=True)) for service, kind in ALL})
+        found['keypairs'] = sorted(x.name for x in self.demo.compute.keypairs())
+        used = [a.placement.get(f'/resource_providers/{p.id}/usages').json()['usages'] for p in a.placement.resource_providers()]
+        found['allocations'] = [sum(u.values()) for u in used if sum(u.values())]
+        return found
 
-    def command(self, *args):
+    def same(self, before, what):
+        """Placement hears of a server's end a moment later."""
+        try: until(what, lambda: self.has() == before, 20)
+        except Failed as e:
+            now = self.has()
+            raise Failed(f'{e}; there is: { {k: v for k, v in now.items() if v != before[k]} }')
+
+    def command(self, *args, state='probe'):
         agent = ['--agent', self.agent] if self.agent else []
-        return [self.allod, 'probe', '--cloud', 'allod', '--state', f'{self.work}/probe', *agent, *args]
+        return [self.allod, 'probe', '--cloud', 'allod', '--state', f'{self.work}/{state}', *agent, *args]
 
     def probe(self, *args, timeout=1800):
         """Iterations as JSON."""
@@ -42,20 +60,22 @@ class Cloud:
         if p.returncode not in (0, 1): raise Failed(f'probe: exit {p.returncode}: {p.stderr[-800:]}')
         return p.returncode, [json.loads(line) for line in p.stdout.splitlines()]
 
-    def killed(self, step, delay, *args):
-        """Killed -9 when it says that a step begins, a while after that. Whether it came to that."""
-        p = subprocess.Popen(self.command('--verbose', *args), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=self.env)
+    def killed(self, step, delay, *args, state='probe'):
+        """Killed -9 when it says that a step begins, a while after that. Whether it lived until then, and what stood in its journal."""
+        p = subprocess.Popen(self.command('--verbose', *args, state=state), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=self.env)
         try:
             for line in p.stderr:
                 if line.startswith(f'step {step} '):
-                    time.sleep(delay); p.kill()
-                    return True
-            return False
+                    time.sleep(delay)
+                    alive = p.poll() is None
+                    p.kill(); p.wait()
+                    return alive, sum(open_(j).count('"make"') - open_(j).count('"gone"') for j in glob.glob(f'{self.work}/{state}/*.jsonl'))
+            raise Failed(f'it did not come to {step}')
         finally: p.kill(); p.wait(); p.stderr.close()
 
-    def cleanup(self):
-        p = subprocess.run([self.allod, 'probe', 'cleanup', '--state', f'{self.work}/probe', '--json'], capture_output=True, text=True, env=self.env, timeout=600)
-        if p.returncode: raise Failed(f'cleanup: exit {p.returncode}: {p.stdout[-800:]} {p.stderr[-800:]}')
+    def cleanup(self, state='probe'):
+        p = subprocess.run([self.allod, 'probe', 'cleanup', '--state', f'{self.work}/{state}', '--json'], capture_output=True, text=True, env=self.env, timeout=600)
+        if p.returncode or json.loads(p.stdout): raise Failed(f'cleanup: exit {p.returncode}: {p.stdout[-800:]} {p.stderr[-800:]}')
 
     def down(self): subprocess.run([self.server, 'down', '--state', self.state, '--purge'], capture_output=True, timeout=120)
 
@@ -91,18 +111,25 @@ def simulated(a, work):
             i = i['iteration']
             if told(i): raise Failed('\n'.join(told(i)))
         if rc or len(iterations) != 3: raise Failed(f'exit {rc}, {len(iterations)} iterations')
-        if c.has() != before: raise Failed(f'left: {c.has()}')
+        c.same(before, 'nothing is left')
         last = iterations[-1]['iteration']
         c.say(f"3 iterations, {last['calls']} calls in {last['us'] / 1e6:.2f} s in the last")
         if '<testsuite' not in open_(f'{work}/out/report.xml'): raise Failed('no JUnit report')
         steps = list(dict.fromkeys(r['step'] for r in last['records']))
-        kills = 0
-        for step in steps:
-            for _ in range(a.kills):
-                if not c.killed(step, random.choice((0, .005, .02, .05)), *args): raise Failed(f'it did not come to {step}')
-                c.cleanup(); kills += 1
-                if c.has() != before: raise Failed(f'killed at {step}, left after cleanup: {c.has()}')
-        c.say(f'{kills} kills at {len(steps)} steps: nothing is left after cleanup')
+        jobs = [(step, random.choice((0, .005, .02, .05))) for step in steps for _ in range(a.kills)]
+
+        def job(n, step, delay):
+            alive, open_entries = c.killed(step, delay, *args, state=f'killed-{n}')
+            c.cleanup(f'killed-{n}')
+            return alive, open_entries
+        kills, ended, made = 0, 0, 0
+        with concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
+            for at in range(0, len(jobs), PARALLEL):
+                some = jobs[at:at + PARALLEL]
+                for alive, entries in pool.map(lambda j: job(*j), [(at + i, *j) for i, j in enumerate(some)]):
+                    kills += alive; ended += not alive; made += entries
+                c.same(before, f'nothing is left after kills at {[s for s, _ in some]}')
+        c.say(f'{kills} kills at {len(steps)} steps ({ended} more had just ended), {made} things in their journals: nothing is left after cleanup')
     finally: c.down()
 
 
@@ -124,11 +151,11 @@ def real(a, work):
             for text in told(i): print(f'    FAILED {text}')
             for suspect in one['told']['suspects']: print(f'    suspect {suspect}')
         if rc: raise Failed(f'exit {rc}')
-        if c.has() != before: raise Failed(f'left: {c.has()}')
-        if not c.killed('jump-active', 2, *args): raise Failed('it did not come to jump-active')
-        c.cleanup()
-        if c.has() != before: raise Failed(f'killed with guests, left after cleanup: {c.has()}')
-        c.say('killed while guests booted: nothing is left after cleanup')
+        c.same(before, 'nothing is left')
+        alive, entries = c.killed('jump-active', 2, *args)
+        if not alive: raise Failed('it ended before it could be killed')
+        c.cleanup(); c.same(before, 'nothing is left after a kill while guests booted')
+        c.say(f'killed while guests booted, with {entries} things in its journal: nothing is left after cleanup')
     except BaseException:
         for log in sorted(os.listdir(c.state + '/log')): print(f'--- {log}'); print(''.join(open(f'{c.state}/log/{log}', errors='replace').readlines()[-25:]))
         raise
