@@ -19,6 +19,7 @@ use crate::engine::{Engine, Witness, micros};
 use crate::hands::Ssh;
 use crate::learned::{Learned, Unusual};
 use crate::meter::{Meter, Told};
+use crate::peers::WINDOW;
 use crate::push::Pusher;
 use crate::record::{Class, Iteration, Place, Record};
 use crate::report::Report;
@@ -204,8 +205,17 @@ fn signals() -> Result<(watch::Receiver<bool>, watch::Receiver<bool>)> {
     Ok((stopped, hurried))
 }
 
-/// Iterations that stay in memory for the report.
+/// Iterations that stay in memory for the report, and how many records they have together; those that hosts are judged by
+/// stay whatever they have.
 const KEPT: usize = 200;
+const KEPT_RECORDS: usize = 20_000;
+
+/// An iteration, for programs.
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    iteration: &'a Iteration,
+    told: &'a Told,
+}
 
 /// Where results go.
 struct Results {
@@ -268,7 +278,10 @@ impl Results {
         // Others read this while it is written anew.
         self.learned.save()?;
         self.kept.push(iteration);
-        if self.kept.len() > KEPT {
+        let many = |kept: &[Iteration]| {
+            kept.len() > KEPT || kept.iter().map(|i| i.records.len()).sum::<usize>() > KEPT_RECORDS
+        };
+        while self.kept.len() > WINDOW && many(&self.kept) {
             self.kept.remove(0);
         }
         self.told.suspects = crate::peers::suspects(&self.kept);
@@ -297,7 +310,7 @@ impl Results {
             }
         }
         if args.json {
-            print(&format!("{}\n", serde_json::json!({"iteration": iteration, "told": self.told})));
+            print(&format!("{}\n", serde_json::to_string(&Line { iteration, told: &self.told })?));
         } else {
             print(&told(iteration, &self.told));
         }

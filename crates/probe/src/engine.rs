@@ -3,6 +3,7 @@
 //! Invariant: what is made stands in the journal before ([`osclient::journal`]); one operation gives one [`Record`],
 //! however many calls it took; a stop is heeded before the next step.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -124,6 +125,8 @@ pub(crate) struct Pass<'a> {
     pub board: RwLock<Board>,
     pub key: Key,
     pub key_file: PathBuf,
+    /// Steps whose items others refer to: what the cloud answered to other calls is not kept.
+    pub referred: BTreeSet<String>,
     records: Mutex<Vec<Record>>,
     counts: Arc<(AtomicU64, AtomicU64)>,
 }
@@ -172,6 +175,7 @@ impl Engine {
             board: RwLock::default(),
             key,
             key_file,
+            referred: self.scenario.referred(),
             records: Mutex::default(),
             counts: Arc::default(),
         };

@@ -203,7 +203,8 @@ pub(crate) async fn call(pass: &Pass<'_>, step: &Step, call: &Call, item: Item) 
         })
         .await;
     match result {
-        Ok(done) => item.value = done.value,
+        Ok(done) if pass.referred.contains(&step.id) => item.value = done.value,
+        Ok(_) => {}
         Err(_) => item.failed = Some(record),
     }
     Worked { failed: item.failed, item }

@@ -169,6 +169,15 @@ impl Step {
             .map(String::as_str)
     }
 
+    /// Steps among `ids` that its body or path names.
+    fn named(&self, ids: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut named = crate::template::steps(&self.body, ids);
+        if let Some(call) = &self.call {
+            named.extend(crate::template::steps(&Value::from(call.path.as_str()), ids));
+        }
+        named
+    }
+
     fn deeds(&self) -> usize {
         [
             self.make.is_some(),
@@ -253,6 +262,12 @@ impl Scenario {
         Ok(())
     }
 
+    /// Steps whose items appear in bodies and paths of others.
+    pub(crate) fn referred(&self) -> BTreeSet<String> {
+        let ids: BTreeSet<String> = self.steps.iter().map(|s| s.id.clone()).collect();
+        self.steps.iter().flat_map(|s| s.named(&ids)).collect()
+    }
+
     /// Only steps chosen by name, and what they need.
     pub fn only(&mut self, wanted: &[String]) -> Result<()> {
         let mut needed: BTreeSet<String> = BTreeSet::new();
@@ -270,10 +285,7 @@ impl Scenario {
             before = needed.len();
             for step in self.steps.iter().take(last + 1) {
                 let mut named: BTreeSet<String> = step.references().map(str::to_owned).collect();
-                named.extend(crate::template::steps(&step.body, &ids));
-                if let Some(call) = &step.call {
-                    named.extend(crate::template::steps(&Value::from(call.path.as_str()), &ids));
-                }
+                named.extend(step.named(&ids));
                 // Whoever waits for a thing, or gives it its rules, is needed where the thing is.
                 let support = match (&step.wait, &step.call) {
                     (Some(thing), _) => needed.contains(thing),

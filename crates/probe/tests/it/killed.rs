@@ -171,7 +171,7 @@ async fn two_probes_in_one_project_leave_each_other_alone() {
     let stub = Stub::start(World::default()).await;
     let (one, two) =
         (setup(&stub, control(), Fake::closed()).await, setup(&stub, control(), Fake::closed()).await);
-    for number in 1..=20 {
+    for number in 1..=50 {
         let (a, b) = tokio::join!(one.engine.iterate(number), two.engine.iterate(number));
         for iteration in [a.unwrap(), b.unwrap()] {
             assert!(iteration.fine(), "{:#?}", iteration.failures().map(|r| r.told()).collect::<Vec<_>>());
