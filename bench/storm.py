@@ -10,9 +10,11 @@ asks what tenants ask, a few times a second: its latencies are the p50/p99 of th
 cores; the CPU time of the cloud's processes (simulated hosts included: they live in the server's process) and of the
 client are told apart. Writes storm-DATABASE.json and storm-DATABASE.svg. Standard library only.
 """
-import argparse, asyncio, glob, json, os, re, shutil, ssl, subprocess, sys, tempfile, time, urllib.request
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import argparse, asyncio, glob, json, os, re, shutil, signal, ssl, subprocess, sys, tempfile, time, urllib.request
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, '../conformance')]
 from bench import Cloud, Cpu, lat, pooled
+from common import Postgres, ended, open_
 
 QUOTA = {'instances': -1, 'cores': -1, 'ram': -1}
 
@@ -30,32 +32,12 @@ def pss(pid):
     except OSError: return 0
 
 
-class Postgres:
-    """A database server of its own, as durable as it is by default."""
-    def __init__(self, dir):
-        self.bin = sorted(glob.glob('/usr/lib/postgresql/*/bin'))[-1]
-        self.dir = dir; os.makedirs(dir); self.drop = []
-        if os.getuid() == 0:
-            subprocess.run(['chown', 'postgres', dir], check=True); self.drop = ['setpriv', '--reuid=postgres', '--regid=postgres', '--clear-groups']
-        data = dir + '/data'
-        subprocess.run([*self.drop, self.bin + '/initdb', '-D', data, '-U', 'allod', '-A', 'trust', '--no-instructions'], check=True, stdout=subprocess.DEVNULL, cwd='/')
-        self.p = subprocess.Popen([*self.drop, self.bin + '/postgres', '-D', data, '-c', 'listen_addresses=', '-k', dir, '-c', 'shared_buffers=256MB'],
-                                  stdout=subprocess.DEVNULL, stderr=open(dir + '/../postgres.log', 'w'), cwd='/')
-        for _ in range(200):
-            if subprocess.run([self.bin + '/pg_isready', '-q', '-h', dir, '-U', 'allod']).returncode == 0: break
-            time.sleep(.1)
-        self.url = 'postgresql://allod@/postgres?host=' + dir.replace('/', '%2F')
-
-    def stop(self): self.p.terminate(); self.p.wait(60)
-
-
 class Allod:
     def __init__(self, a, dir):
-        self.a, self.state = a, dir + '/state'
+        self.a, self.state, self.up, self.server = a, dir + '/state', 0, 0
         self.pg = Postgres(dir + '/pg') if a.database == 'postgresql' else None
         with open(dir + '/config.toml', 'w') as f:
             f.write('sim_hosts = %d\n' % a.hosts + ('database = "%s"\n' % self.pg.url if self.pg else ''))
-        self.start()
 
     def start(self):
         t = time.time()
@@ -74,6 +56,13 @@ class Allod:
 
     def down(self):
         subprocess.run([self.a.allod, 'down', '--state', self.state, '--purge'], stdout=subprocess.DEVNULL)
+        # Somebody may have removed the directory that names the processes.
+        ours = lambda pid: pid and self.state in open_('/proc/%d/cmdline' % pid)
+        for pid in (self.up, self.server):
+            if ours(pid): os.kill(pid, signal.SIGTERM)
+            end = time.time() + 20
+            while ours(pid) and time.time() < end: time.sleep(.1)
+            if ours(pid): os.kill(pid, signal.SIGKILL)
         if self.pg: self.pg.stop()
 
 
@@ -340,8 +329,10 @@ def main():
     def save():
         with open(out + '.json', 'w') as f: json.dump(R, f, indent=1)
     cloud = None
+    # As SIGTERM: in Python 3.11 the cancellation that asyncio makes of it may be swallowed.
+    signal.signal(signal.SIGINT, ended)
     try:
-        t = time.time(); cloud = Allod(a, dir); R['cold_start_s'] = round(time.time() - t, 2)
+        cloud = Allod(a, dir); R['cold_start_s'] = round(cloud.start(), 2)
         os.environ['SSL_CERT_FILE'] = cloud.state + '/ca.crt'
         async def run():
             root, c, made = await storm(a, cloud, R, save)

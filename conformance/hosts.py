@@ -8,9 +8,9 @@ packets are counted, one is reached by floating IP through another host; a host 
 stands still, is evacuated when that is proved and not before, and does not run twice when the host comes back. Needs root.
 Leaves nothing behind, and checks that.
 """
-import argparse, base64, glob, json, os, re, shutil, signal, socket, struct, subprocess, sys, tempfile, threading, time
+import argparse, base64, json, os, re, shutil, signal, socket, struct, subprocess, sys, tempfile, threading, time
 
-from common import Failed, open_, sh, until
+from common import Failed, Postgres, open_, sh, until
 
 LEASE, MARGIN, DOWN, CERTIFICATE = 9, 3, 14, 45
 BALANCER = '10.77.0.254'
@@ -87,21 +87,6 @@ class Host:
         return next((p for p, line in self.inside().items() if line.startswith('qemu-system') and f'-uuid {server}' in line), None)
 
 
-class Database:
-    """PostgreSQL of its own, reached by a socket that all hosts see."""
-    def __init__(self, work):
-        self.bin, self.dir = sorted(glob.glob('/usr/lib/postgresql/*/bin'))[-1], work + '/pg'
-        os.mkdir(self.dir); shutil.chown(self.dir, 'postgres')
-        self.drop = ['setpriv', '--reuid=postgres', '--regid=postgres', '--clear-groups']
-        sh(*self.drop, self.bin + '/initdb', '-D', self.dir + '/data', '-U', 'allod', '-A', 'trust', '--no-instructions', cwd='/')
-        log = open(work + '/postgres.log', 'w')
-        self.process = subprocess.Popen([*self.drop, self.bin + '/postgres', '-D', self.dir + '/data', '-c', 'listen_addresses=', '-k', self.dir], stdout=log, stderr=log, cwd='/')
-        until('PostgreSQL answers', lambda: subprocess.run([self.bin + '/pg_isready', '-q', '-h', self.dir, '-U', 'allod']).returncode == 0, 30)
-        self.url = 'postgresql://allod@/postgres?host=' + self.dir.replace('/', '%2F')
-
-    def stop(self): self.process.send_signal(signal.SIGINT); self.process.wait(30)
-
-
 class Balancer:
     """Passes TCP on to the first of its backends, in the namespace outside of the hosts."""
     def __init__(self, backends):
@@ -150,7 +135,7 @@ class World:
         sh('ip', 'address', 'add', '10.77.0.254/24', 'dev', 'mgmt')
         sh('ethtool', '-K', 'mgmt', 'tx', 'off')
         self.h1, self.h2, self.h3, self.h4 = self.hosts = [Host(self, n) for n in (1, 2, 3, 4)]
-        self.database = Database(work)
+        self.database = Postgres(work + '/pg')
         self.balancer = Balancer([('10.77.0.1', 8443), ('10.77.0.4', 8443)])
         # Floating addresses answer at h1.
         sh('ip', 'route', 'add', '172.24.4.0/24', 'via', '10.77.0.1')
