@@ -9,8 +9,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config, State};
 use crate::{
-    agent_role, apidocs, backup, identity_import, image, join, member, moving, seal, server, sim_agents,
-    simulate, status, telemetry, up, upgrade,
+    agent_role, apidocs, backup, identity_import, image, join, member, moving, registry, seal, server,
+    sim_agents, simulate, status, telemetry, up, upgrade,
 };
 
 /// A whole cloud in one binary.
@@ -176,6 +176,11 @@ enum Command {
     Simulate(simulate::Simulate),
     /// Judge a cloud, this or any other, by the rules of Sovereign Cloud Stack.
     Certify(Box<certify::cli::Certify>),
+    /// Take signed reports of conformance and show how clouds stand (a compliance monitor of Sovereign Cloud Stack).
+    Registry {
+        #[command(subcommand)]
+        command: registry::Command,
+    },
     /// Watch a cloud, this or any other, as its tenants feel it.
     Probe(Box<probe::cli::Probe>),
     /// Write what Tempest must know of a cloud to run the tests that scs-0128 asks for.
@@ -281,7 +286,8 @@ pub fn main() -> ExitCode {
         command => Cli { command },
     };
     // The supervisor and the one-shot commands need one thread; only the server has work for more.
-    let workers = if matches!(cli.command, Command::Server { .. }) { 2 } else { 1 };
+    let workers =
+        if matches!(cli.command, Command::Server { .. } | Command::Registry { .. }) { 2 } else { 1 };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let result = runtime.map_err(Into::into).and_then(|runtime| {
         let result = runtime.block_on(run(cli.command));
@@ -396,6 +402,7 @@ async fn run(command: Command) -> Result<()> {
             identity_import::run(&state.state, *import).await
         }
         Command::Image { command } => image::run(command).await,
+        Command::Registry { command } => registry::run(command).await,
         // Done before there was a runtime.
         Command::Simulate(_) | Command::Certify(_) | Command::TempestConfig(_) | Command::Probe(_) => Ok(()),
         Command::ApiDocs { output } => apidocs::write(&output),

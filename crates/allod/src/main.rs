@@ -43,6 +43,8 @@ mod pki;
 #[cfg(feature = "server")]
 mod process;
 #[cfg(feature = "server")]
+mod registry;
+#[cfg(feature = "server")]
 mod seal;
 #[cfg(feature = "server")]
 mod server;

@@ -1,0 +1,303 @@
+//! `allod registry`: the compliance registry as a process of its own, with its accounts, its key and its TLS.
+
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use attest::SigningKey;
+use base::{Clock, Entropy, SystemClock};
+use certify::rules::{Kind, Scope};
+use clap::{Args, Subcommand};
+use nix::fcntl::{Flock, FlockArg};
+use parking_lot::RwLock;
+use registry::Registry;
+use registry::accounts::{Accounts, is_name, new_password};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use store::Store;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::files::write_secret;
+use crate::pki::Pki;
+
+/// What a registry can be told to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Take reports and show how clouds stand.
+    Serve(Box<Serve>),
+    /// Add an account to a bootstrap file: makes a password, keeps only its hash there.
+    Account(Account),
+}
+
+/// How a registry is served.
+#[derive(Args)]
+pub struct Serve {
+    /// Directory of database, key and certificates.
+    #[arg(long, value_name = "DIR", default_value = "./allod-registry", env = "ALLOD_REGISTRY")]
+    state: PathBuf,
+    /// Accounts, as the compliance monitor has them; read again on SIGHUP [default: bootstrap.yaml in the directory].
+    #[arg(long, value_name = "FILE")]
+    bootstrap: Option<PathBuf>,
+    /// Address and port.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Where others reach it: stands in pages and certificates [default: the address].
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// More host names and addresses for the certificate that is made here.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    names: Vec<String>,
+    /// Database [default: SQLite in the directory]: `postgresql://USER@HOST/NAME?passwordfile=FILE`.
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+    /// Rules of a scope, in place of those built in of the same uuid, or one more scope (YAML).
+    #[arg(long, value_name = "FILE")]
+    rules: Vec<PathBuf>,
+    /// Key that certificates are signed with (Ed25519: PKCS#8 in PEM, or OpenSSH's) [default: issuer.key in the directory].
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// Certificate chain to show, of a public CA; read again on SIGHUP [default: one of a CA made here].
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// HTTP without TLS, on a loopback address, behind a proxy that has it.
+    #[arg(long, conflicts_with_all = ["tls_certificate", "names"])]
+    plain_http: bool,
+}
+
+/// An account to add.
+#[derive(Args)]
+pub struct Account {
+    /// Its name, and that of the environment that it reports.
+    name: String,
+    /// The bootstrap file; made where there is none.
+    #[arg(long, value_name = "FILE")]
+    bootstrap: PathBuf,
+    /// Where its password is written (mode 0600), for whoever reports.
+    #[arg(long, value_name = "FILE")]
+    password_file: PathBuf,
+    /// Public key that its reports are signed with (a `.pub` file).
+    #[arg(long, value_name = "FILE")]
+    public_key: Option<PathBuf>,
+    /// Roles: read_any, append_any, admin, approve.
+    #[arg(long, value_name = "ROLES", value_delimiter = ',')]
+    roles: Vec<String>,
+    /// Accounts that may report for it.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    delegates: Vec<String>,
+    /// Group it is shown in.
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+}
+
+/// Does it.
+pub async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Serve(serve) => serve.run().await,
+        Command::Account(account) => account.add(),
+    }
+}
+
+impl Account {
+    /// Appends to the file; what comes out must be sound as a whole.
+    fn add(self) -> Result<()> {
+        if !is_name(&self.name) {
+            bail!("{:?}: 1 to 128 letters, digits, '.', '_' and '-'", self.name);
+        }
+        let mut text = match std::fs::read_to_string(&self.bootstrap) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => "accounts:\n".to_owned(),
+            Err(error) => return Err(error).with_context(|| self.bootstrap.display().to_string()),
+        };
+        let (password, hash) = new_password(&Entropy::system())?;
+        let quoted = |items: &[String]| serde_json::to_string(items);
+        let mut entry = format!("- subject: {}\n  api_keys:\n  - \"{hash}\"\n", self.name);
+        if let Some(file) = &self.public_key {
+            let line = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+            let mut words = line.split_whitespace();
+            let (Some(kind), Some(key)) = (words.next(), words.next()) else {
+                bail!("{}: not a public key of SSH", file.display());
+            };
+            entry.push_str(&format!(
+                "  keys:\n  - public_key: \"{key}\"\n    public_key_type: \"{kind}\"\n    public_key_name: \"primary\"\n"
+            ));
+        }
+        for (name, items) in [("roles", &self.roles), ("delegates", &self.delegates)] {
+            if !items.is_empty() {
+                entry.push_str(&format!("  {name}: {}\n", quoted(items)?));
+            }
+        }
+        if let Some(group) = &self.group {
+            entry.push_str(&format!("  group: {}\n", serde_json::to_string(group)?));
+        }
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str(&entry);
+        Accounts::parse(&text).with_context(|| format!("{} with {}", self.bootstrap.display(), self.name))?;
+        write_secret(&self.password_file, password.as_bytes())?;
+        write_secret(&self.bootstrap, text.as_bytes())?;
+        println!(
+            "{} is in {}; its password is in {}",
+            self.name,
+            self.bootstrap.display(),
+            self.password_file.display()
+        );
+        Ok(())
+    }
+}
+
+/// The certificate that is shown, as it was last read.
+#[derive(Debug)]
+struct Shown(RwLock<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().clone())
+    }
+}
+
+impl Serve {
+    fn bootstrap(&self) -> PathBuf {
+        self.bootstrap.clone().unwrap_or_else(|| self.state.join("bootstrap.yaml"))
+    }
+
+    fn accounts(&self) -> Result<Accounts> {
+        let path = self.bootstrap();
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("{} (make it with `allod registry account`)", path.display()))?;
+        Accounts::parse(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Scopes built in, and those of files.
+    fn scopes(&self) -> Result<Vec<Scope>> {
+        let mut scopes = vec![Scope::builtin(Kind::Iaas)?, Scope::builtin(Kind::Kaas)?];
+        for file in &self.rules {
+            let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+            let scope = Scope::parse(&text).with_context(|| file.display().to_string())?;
+            scopes.retain(|s| s.uuid != scope.uuid);
+            scopes.push(scope);
+        }
+        Ok(scopes)
+    }
+
+    fn key(&self) -> Result<SigningKey> {
+        let path = self.key.clone().unwrap_or_else(|| self.state.join("issuer.key"));
+        if self.key.is_none() && !path.exists() {
+            write_secret(&path, SigningKey::generate(&Entropy::system()).as_bytes())?;
+        }
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        SigningKey::read(&text).with_context(|| path.display().to_string())
+    }
+
+    async fn run(self) -> Result<()> {
+        if self.plain_http && !self.listen.ip().is_loopback() {
+            bail!("--plain-http: {} is no loopback address", self.listen.ip());
+        }
+        std::fs::create_dir_all(&self.state).with_context(|| self.state.display().to_string())?;
+        let _only = only(&self.state)?;
+        let listener = TcpListener::bind(self.listen).await;
+        let listener = listener.with_context(|| format!("cannot listen on {}", self.listen))?;
+        let address = listener.local_addr()?;
+        let scheme = if self.plain_http { "http" } else { "https" };
+        let url = self.url.clone().unwrap_or_else(|| format!("{scheme}://{address}/"));
+        let database = self.database.clone();
+        let database =
+            database.unwrap_or_else(|| format!("sqlite://{}", self.state.join("registry.db").display()));
+        let (clock, entropy): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), Entropy::system());
+        let store = Store::open(&database, clock, entropy.clone(), registry::model::SCHEMAS).await?;
+        let (key, scopes, accounts) = (self.key()?, self.scopes()?, self.accounts()?);
+        let registry = Registry::new(store, entropy, key, scopes, accounts, &url)?;
+        let router = registry::api::router(registry.clone());
+        let (stop, mut stopped) = watch::channel(false);
+        let (shown, serving) = if self.plain_http {
+            let until = async move { crate::command::stopped(&mut stopped).await };
+            let serving = async move {
+                axum::serve(listener, router).with_graceful_shutdown(until).await.map_err(Into::into)
+            };
+            (None, tokio::spawn(serving))
+        } else {
+            let (tls, shown) = self.tls(address.ip())?;
+            (shown, tokio::spawn(crate::listener::serve(listener, tls, router, stopped)))
+        };
+        write_secret(&self.state.join("listening"), format!("{scheme}://{address}").as_bytes())?;
+        tracing::info!(url, address = %address, issuer = registry.key().did(), "serving");
+        self.until_told(&registry, shown.as_deref()).await?;
+        stop.send_replace(true);
+        let _ = std::fs::remove_file(self.state.join("listening"));
+        serving.await?
+    }
+
+    /// Waits for the end, and reads again what may have changed when told to.
+    async fn until_told(&self, registry: &Registry, shown: Option<&Shown>) -> Result<()> {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut again = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = again.recv() => {}
+            }
+            match self.accounts() {
+                Ok(accounts) => {
+                    registry.replace(accounts);
+                    tracing::info!("accounts read again");
+                }
+                Err(error) => tracing::error!(error = format!("{error:#}"), "the accounts stay as they were"),
+            }
+            let Some(shown) = shown else { continue };
+            match self.certified() {
+                Ok(certified) => *shown.0.write() = Arc::new(certified),
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "the certificate stays as it was")
+                }
+            }
+        }
+    }
+
+    /// The chain and the key of files.
+    fn certified(&self) -> Result<CertifiedKey> {
+        let (Some(chain), Some(key)) = (&self.tls_certificate, &self.tls_key) else { bail!("no files") };
+        let text = std::fs::read(chain).with_context(|| chain.display().to_string())?;
+        let certificates: Vec<_> = rustls_pemfile::certs(&mut &text[..]).collect::<Result<_, _>>()?;
+        if certificates.is_empty() {
+            bail!("{}: no certificate", chain.display());
+        }
+        let provider = rustls::crypto::ring::default_provider();
+        CertifiedKey::from_der(certificates, crate::pki::key(key)?, &provider)
+            .with_context(|| format!("{} and {}", chain.display(), key.display()))
+    }
+
+    fn tls(&self, address: IpAddr) -> Result<(rustls::ServerConfig, Option<Arc<Shown>>)> {
+        if self.tls_certificate.is_some() {
+            let shown = Arc::new(Shown(RwLock::new(Arc::new(self.certified()?))));
+            let mut config =
+                rustls::ServerConfig::builder().with_no_client_auth().with_cert_resolver(shown.clone());
+            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            return Ok((config, Some(shown)));
+        }
+        let pki = Pki::open(&self.state.join("pki"), SystemClock.now())?;
+        let mut addresses = vec![address, [127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
+        addresses.extend(self.names.iter().filter_map(|n| n.parse::<IpAddr>().ok()));
+        addresses.sort_unstable();
+        addresses.dedup();
+        let mut names: Vec<String> =
+            self.names.iter().filter(|n| n.parse::<IpAddr>().is_err()).cloned().collect();
+        names.push("localhost".into());
+        Ok((pki.server_config(&addresses, &names)?, None))
+    }
+}
+
+/// The lock of the one registry that a directory has.
+fn only(state: &Path) -> Result<Flock<File>> {
+    let file = File::options().create(true).truncate(false).write(true).open(state.join("lock"))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| anyhow::anyhow!("a registry runs in {} already", state.display()))
+}
