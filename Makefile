@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test identity domain-manager federation middleware sidebyside certify-parity probe fleet partitions replicas bench storm bench-identity clean build docs
+.PHONY: up down test identity domain-manager federation middleware sidebyside certify-parity registry-parity probe fleet partitions replicas bench storm bench-identity clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -50,6 +50,11 @@ certify-parity: ## allod certify and upstream's unmodified scripts against Allod
 	cargo build --release --locked -p allod
 	cargo build --release --locked -p certify --example stubcloud
 	conformance/certify.py $(RELEASE) --server $(RELEASE) --stub $(dir $(RELEASE))examples/stubcloud --monitor --kills 20
+
+registry-parity: ## the same reports to upstream's compliance monitor and to allod registry, the same answers
+	scripts/setup build run test
+	cargo build --release --locked -p allod
+	conformance/registry.py $(RELEASE)
 
 KILLED ?= 8
 probe: ## allod probe against Allod: kill -9 at each step KILLED times, and a whole iteration on QEMU guests and OVN

@@ -16,9 +16,10 @@ ALLOD        the binary that certifies (the small one of `--features tools` will
 Upstream's modules are imported and called as its script calls them, in one process; towards the stub, its waiting is not
 waited for. Exit code 0 only if every difference is one that KNOWN explains.
 """
-import argparse, glob, json, os, select, shutil, socket, subprocess, sys, tempfile, time
+import argparse, glob, json, os, select, shutil, subprocess, sys, tempfile, time
 
 from common import Failed, until
+from monitor import Monitor, interpreter as monitor_interpreter
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 COMMIT = '077174d9'
@@ -53,18 +54,6 @@ for line in sys.stdin:
     sys.__stdout__.write(json.dumps([out.getvalue(), err.getvalue()[-2000:]]) + '\n')
     sys.__stdout__.flush()
 '''
-
-MONITOR = r'''
-import logging, os, sys
-sys.path.insert(0, os.getcwd())
-import monitor, uvicorn
-from markdown import markdown
-monitor.env.filters.update(pick=monitor.pick_filter, summary=monitor.summary_filter, verdict_check=monitor.verdict_check_filter,
-    markdown=markdown, validity_symbol=monitor.ASTERISK_LOOKUP.get, short_isodate=monitor.short_isodate_filter)
-monitor.reload_static_config(do_ensure_schema=True)
-uvicorn.run(monitor.app, host='127.0.0.1', port=int(sys.argv[1]), log_level='warning')
-'''
-
 
 def checkout(a, work):
     if a.standards: return os.path.abspath(a.standards)
@@ -199,55 +188,28 @@ print({{v: evaluate(results, t['targets']['main']) for v, t in scope['versions']
 
 def to_monitor(a, tests, work, out, key):
     """Upstream's monitor takes the report."""
-    bins = sorted(glob.glob('/usr/lib/postgresql/*/bin'))
-    if not bins: raise Failed('no PostgreSQL')
-    data, run = f'{work}/pg', ['setpriv', '--reuid=postgres', '--regid=postgres', '--clear-groups'] if os.getuid() == 0 else []
-    os.mkdir(data)
-    if run: shutil.chown(data, 'postgres', 'postgres'); os.chmod(work, 0o711)
-    port = free()
-    subprocess.run([*run, f'{bins[-1]}/initdb', '-D', data, '-U', 'postgres', '-A', 'trust'], check=True, stdout=subprocess.DEVNULL, cwd='/')
-    pg = subprocess.Popen([*run, f'{bins[-1]}/postgres', '-D', data, '-p', str(port), '-k', '', '-c', 'listen_addresses=127.0.0.1'],
-                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd='/')
     root = os.path.dirname(tests)
-    place = f'{work}/upstream'
-    shutil.copytree(f'{root}/compliance-monitor', f'{place}/compliance-monitor'); shutil.copytree(tests, f'{place}/Tests')
-    python = a.monitor_python
-    if not python:
-        venv = f'{work}/monitor-venv'
-        subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
-        subprocess.run([f'{venv}/bin/pip', 'install', '-q', '--disable-pip-version-check', '-r', f'{root}/compliance-monitor/requirements.txt'], check=True)
-        python = f'{venv}/bin/python'
+    python = a.monitor_python or monitor_interpreter(root, work)
     hashed = subprocess.run([python, '-c', 'from passlib.hash import argon2; print(argon2.hash("geheim"))'], check=True, capture_output=True, text=True)
     kind, public = open(f'{key}.pub').read().split()[:2]
-    with open(f'{place}/compliance-monitor/bootstrap.yaml', 'w') as f:
-        json.dump({'accounts': [{'subject': 'a-cloud', 'api_keys': [hashed.stdout.strip()],
-                                 'keys': [{'public_key': public, 'public_key_type': kind, 'public_key_name': 'k'}]}]}, f)
-    http = free()
-    env = {**os.environ, 'SCM_DB_HOST': '127.0.0.1', 'SCM_DB_PORT': str(port), 'SCM_DB_USER': 'postgres'}
-    def listens(): return subprocess.run([f'{bins[-1]}/pg_isready', '-q', '-h', '127.0.0.1', '-p', str(port)]).returncode == 0
-    until('PostgreSQL', listens)
-    log = open(f'{work}/monitor.log', 'w')
-    monitor = subprocess.Popen([python, '-c', MONITOR, str(http)], cwd=f'{place}/compliance-monitor', env=env, stdout=log, stderr=log)
+    bootstrap = json.dumps({'accounts': [{'subject': 'a-cloud', 'api_keys': [hashed.stdout.strip()],
+                                          'keys': [{'public_key': public, 'public_key_type': kind, 'public_key_name': 'k'}]}]})
+    monitor = Monitor(root, python, work, bootstrap)
     try:
-        import urllib.request
-        base = f'http://127.0.0.1:{http}'
-        def get(path): return urllib.request.urlopen(urllib.request.Request(base + path, headers={'accept': 'application/json'}), timeout=5).read()
-        until('the monitor', lambda: get('/status?subject=x'), 60)
         with open(f'{work}/password', 'w') as f: f.write('geheim\n')
-        command = [a.allod, 'certify', 'upload', '--url', base, '--account', 'a-cloud', '--password-file', f'{work}/password', f'{out}/report.yaml']
+        command = [a.allod, 'certify', 'upload', '--url', monitor.url, '--account', 'a-cloud', '--password-file', f'{work}/password', f'{out}/report.yaml']
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         again = subprocess.run(command, capture_output=True, text=True)
         if again.returncode == 0 or '409' not in again.stderr: raise Failed('the monitor took the same report twice')
-        status = json.loads(get('/status?subject=a-cloud'))
+        status = json.loads(monitor.get('/status?subject=a-cloud'))
         scope, = status['a-cloud'].values()
         results = {i: r['result'] for i, r in scope['results'].items()}
         expected = {r['id']: {'PASS': 1, 'ABORT': 0, 'FAIL': -1}[r['verdict']] for r in json.load(open(f'{out}/report.json'))['results']}
         if results != {i: v for i, v in expected.items()}: raise Failed(f'the monitor understood otherwise: {set(results.items()) ^ set(expected.items())}')
         print(f'monitor: took the report, refused it a second time, shows the same {len(results)} results')
     except Exception:
-        print(open(f'{work}/monitor.log').read()[-1500:]); raise
-    finally:
-        monitor.kill(); monitor.wait(); pg.terminate(); pg.wait()
+        print(monitor.told()); raise
+    finally: monitor.stop()
 
 
 LEFT = '''
@@ -280,11 +242,6 @@ def killed(a, python, clouds, cloud, work, kills):
         until(f'nothing left after kill {index}', nothing, 30)
     if not made or glob.glob(f'{journals}/*.jsonl'): raise Failed('the kills came too early or journals are left')
     print(f'kill -9: {kills} kills, {made} things journalled, none left after cleanup')
-
-
-def free():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
 
 
 def main():

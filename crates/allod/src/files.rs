@@ -1,11 +1,12 @@
 //! Files of the state directory.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use nix::fcntl::{Flock, FlockArg};
 
 /// Writes a file that only we may read (mode 0600): aside, fsynced, renamed.
 pub fn write_secret(path: &Path, content: &[u8]) -> Result<()> {
@@ -20,4 +21,11 @@ pub fn write_secret(path: &Path, content: &[u8]) -> Result<()> {
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&aside, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The lock of the one `what` that may run with this file.
+pub fn only(path: &Path, what: &str) -> Result<Flock<File>> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| anyhow!("another {what} runs in {}", path.display()))
 }

@@ -105,8 +105,18 @@ impl Pki {
         files::write_secret(&stamp, format!("{}\n{wanted}", self.now.as_secs()).as_bytes())
     }
 
+    /// TLS of a listener on `address` that others know by `names` (of hosts, or addresses), and this machine as itself.
+    pub fn listener(&self, address: IpAddr, names: &[String]) -> Result<ServerConfig> {
+        let mut addresses = vec![address, [127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
+        addresses.extend(names.iter().filter_map(|n| n.parse::<IpAddr>().ok()));
+        addresses.sort_unstable();
+        addresses.dedup();
+        let names: Vec<String> = names.iter().filter(|n| n.parse::<IpAddr>().is_err()).cloned().collect();
+        self.server_config(&addresses, &names)
+    }
+
     /// TLS of the listener: our certificate for `addresses`; client certificates are optional and must be ours.
-    pub fn server_config(&self, addresses: &[IpAddr], names: &[String]) -> Result<ServerConfig> {
+    fn server_config(&self, addresses: &[IpAddr], names: &[String]) -> Result<ServerConfig> {
         self.listener_config("server", addresses, names)
     }
 

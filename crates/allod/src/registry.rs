@@ -1,8 +1,7 @@
 //! `allod registry`: the compliance registry as a process of its own, with its accounts, its key and its TLS.
 
-use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -10,7 +9,6 @@ use attest::SigningKey;
 use base::{Clock, Entropy, SystemClock};
 use certify::rules::{Kind, Scope};
 use clap::{Args, Subcommand};
-use nix::fcntl::{Flock, FlockArg};
 use parking_lot::RwLock;
 use registry::Registry;
 use registry::accounts::{Accounts, is_name, new_password};
@@ -21,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::files::write_secret;
+use crate::files::{only, write_secret};
 use crate::pki::Pki;
 
 /// What a registry can be told to do.
@@ -201,7 +199,7 @@ impl Serve {
             bail!("--plain-http: {} is no loopback address", self.listen.ip());
         }
         std::fs::create_dir_all(&self.state).with_context(|| self.state.display().to_string())?;
-        let _only = only(&self.state)?;
+        let _only = only(&self.state.join("lock"), "registry")?;
         let listener = TcpListener::bind(self.listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {}", self.listen))?;
         let address = listener.local_addr()?;
@@ -284,20 +282,8 @@ impl Serve {
             return Ok((config, Some(shown)));
         }
         let pki = Pki::open(&self.state.join("pki"), SystemClock.now())?;
-        let mut addresses = vec![address, [127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
-        addresses.extend(self.names.iter().filter_map(|n| n.parse::<IpAddr>().ok()));
-        addresses.sort_unstable();
-        addresses.dedup();
-        let mut names: Vec<String> =
-            self.names.iter().filter(|n| n.parse::<IpAddr>().is_err()).cloned().collect();
+        let mut names = self.names.clone();
         names.push("localhost".into());
-        Ok((pki.server_config(&addresses, &names)?, None))
+        Ok((pki.listener(address, &names)?, None))
     }
-}
-
-/// The lock of the one registry that a directory has.
-fn only(state: &Path) -> Result<Flock<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(state.join("lock"))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| anyhow::anyhow!("a registry runs in {} already", state.display()))
 }

@@ -1,7 +1,7 @@
 //! `allod server`: all services behind one listener.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use base::{Clock, Entropy, HostId, SystemClock};
 use cloud::{Beginning, Cloud, Parts, Site};
 use contract::net::NetworkBackend;
 use contract::services::HostAccess;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -33,7 +33,7 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     if let Some(fleet) = fleet.as_ref().filter(|_| !config.hosts_apart()) {
         simulate(state, &config, &cloud, fleet, &stopped)?;
     }
-    let tls = tls(&config, &pki)?;
+    let tls = pki.listener(config.listen.ip(), &config.names)?;
     let router = cloud.router.clone().merge(crate::status::routes(
         cloud.handle.clone(),
         cloud.store.clone(),
@@ -74,17 +74,6 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     Ok(())
 }
 
-/// What the listener shows clients, good for all its names and addresses.
-fn tls(config: &Config, pki: &Pki) -> Result<rustls::ServerConfig> {
-    let mut addresses = vec![config.listen.ip(), [127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    addresses.extend(config.names.iter().filter_map(|n| n.parse::<std::net::IpAddr>().ok()));
-    addresses.sort_unstable();
-    addresses.dedup();
-    let names: Vec<String> =
-        config.names.iter().filter(|n| n.parse::<std::net::IpAddr>().is_err()).cloned().collect();
-    pki.server_config(&addresses, &names)
-}
-
 /// What every server has before it has services.
 struct Ground {
     _only: Flock<File>,
@@ -96,7 +85,7 @@ struct Ground {
 
 /// Takes the state directory and the address, and writes what clients and other commands need to find there.
 async fn prepare(state: &State) -> Result<Ground> {
-    let _only = only(state)?;
+    let _only = crate::files::only(&state.path("run/server.lock"), "server")?;
     let mut config = state.config()?;
     let listener = tokio::net::TcpListener::bind(config.listen)
         .await
@@ -120,7 +109,8 @@ pub async fn identity_alone(state: &State) -> Result<()> {
     let started = cloud::identity_alone(&site, &beginning, store, clock, entropy);
     let (identity, router) = started.await?;
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(crate::listener::serve(listener, tls(&config, &pki)?, router, stopped));
+    let tls = pki.listener(config.listen.ip(), &config.names)?;
+    let serving = tokio::spawn(crate::listener::serve(listener, tls, router, stopped));
     tokio::spawn(identity.housekeeping());
     crate::files::write_secret(&state.path("run/listening"), config.url().as_bytes())?;
     tracing::info!(url = config.url(), "serving identity alone");
@@ -132,14 +122,6 @@ pub async fn identity_alone(state: &State) -> Result<()> {
     stop.send_replace(true);
     let _ = std::fs::remove_file(state.path("run/listening"));
     serving.await?
-}
-
-/// The lock of the one server that a state directory has.
-fn only(state: &State) -> Result<Flock<File>> {
-    let path = state.path("run/server.lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| anyhow::anyhow!("another server runs in {}", state.dir().display()))
 }
 
 /// What a server is made of.

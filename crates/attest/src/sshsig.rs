@@ -238,3 +238,44 @@ pub fn sign(key: &SigningKey, namespace: &str, message: &[u8]) -> String {
     out.push('\n');
     out
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use base::Entropy;
+
+    use super::*;
+
+    /// What a FIDO token does, after OpenSSH's `PROTOCOL.u2f`; there is none at hand.
+    #[test]
+    fn tokens_sign_for_their_application_and_their_counter() {
+        let key = SigningKey::read(&SigningKey::generate(&Entropy::seeded(5))).unwrap();
+        let name = "sk-ssh-ed25519@openssh.com";
+        let mut blob = Vec::new();
+        for part in [name.as_bytes(), &key.public(), b"ssh:"] {
+            push(&mut blob, part);
+        }
+        let public = PublicKey::parse(name, &BASE64_STANDARD.encode(&blob)).unwrap();
+        let armored = |application: &[u8], counter: u32| {
+            let message = signed("report", "sha512", &Sha512::digest(b"m"));
+            let rest = [&[1][..], &7u32.to_be_bytes()].concat();
+            let what = [&Sha256::digest(application)[..], &rest, &Sha256::digest(&message)[..]].concat();
+            let mut signature = Vec::new();
+            push(&mut signature, name.as_bytes());
+            push(&mut signature, &key.raw(&what));
+            signature.push(1);
+            signature.extend(counter.to_be_bytes());
+            let mut out = MAGIC.to_vec();
+            out.extend(1u32.to_be_bytes());
+            for part in [&blob[..], b"report", b"", b"sha512", &signature] {
+                push(&mut out, part);
+            }
+            format!("{BEGIN}{}{END}\n", BASE64_STANDARD.encode(out))
+        };
+        assert!(verify([&public], "report", &armored(b"ssh:", 7), b"m").is_ok());
+        for (application, counter) in [(&b"ssh:other"[..], 7), (b"ssh:", 8)] {
+            assert!(verify([&public], "report", &armored(application, counter), b"m").is_err());
+        }
+        assert!(verify([&key.verifying()], "report", &armored(b"ssh:", 7), b"m").is_err(), "another key");
+    }
+}

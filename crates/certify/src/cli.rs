@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use attest::SigningKey;
 use base::{Clock, Entropy, SystemClock};
 use clap::{Args, Subcommand};
 use osclient::cleanup::{self, Cleaned, Pace};
@@ -19,7 +20,7 @@ use crate::journal::{Header, Journal};
 use crate::report::Report;
 use crate::rules::{Kind, Scope, TestCase};
 use crate::run::{self, CaseResult, Choice};
-use crate::{journal, kube, manual, sign};
+use crate::{credential, journal, kube, manual, sign};
 
 /// What stutters is not tried again: that is for the verdict to say. The time limit of one request is upstream's.
 const OPTIONS: Options = Options { retries: 0, timeout: Duration::from_secs(32) };
@@ -113,6 +114,10 @@ struct Run {
     /// Sign report.yaml with this SSH key (or a public key whose private half an agent holds).
     #[arg(long, value_name = "KEY", requires = "output")]
     sign: Option<PathBuf>,
+    /// Write the report as a verifiable credential, too (report.jwt), issued with this Ed25519 key (OpenSSH without a
+    /// passphrase, or PKCS#8 in PEM).
+    #[arg(long, value_name = "KEY", requires = "output")]
+    credential: Option<PathBuf>,
     /// Print the whole report as JSON instead.
     #[arg(long)]
     json: bool,
@@ -148,6 +153,17 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         cacert: Option<PathBuf>,
     },
+    /// Check a verifiable credential: a report's, or a certificate of a registry.
+    Verify {
+        /// The credential (report.jwt).
+        credential: PathBuf,
+        /// Who must have issued it (`did:key:…`): without, anybody may have.
+        #[arg(long, value_name = "DID")]
+        issuer: Option<String>,
+        /// The report that it must belong to.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+    },
     /// Print the questions that people have to answer.
     Questionnaire {
         /// Of which scope.
@@ -170,6 +186,9 @@ impl Certify {
             Some(Command::Cleanup { cloud, journals }) => clean(&cloud, journals).await,
             Some(Command::Upload { report, url, account, password_file, cacert }) => {
                 upload(&report, &url, &account, &password_file, cacert.as_deref()).await
+            }
+            Some(Command::Verify { credential, issuer, report }) => {
+                verify(&credential, issuer.as_deref(), report.as_deref())
             }
             Some(Command::Questionnaire { scope }) => {
                 print(&manual::questionnaire(&Scope::builtin(scope)?));
@@ -214,6 +233,8 @@ async fn judge(args: Run) -> Result<ExitCode> {
         None => Scope::builtin(args.scope)?,
     };
     let date = args.date.clone().unwrap_or_else(|| at.iso_seconds().chars().take(10).collect());
+    // A key that cannot be read is told before the cloud is asked anything.
+    let issuer = args.credential.as_deref().map(key).transpose()?;
     let choice = Choice {
         versions: Choice::versions(&scope, &date, args.version.as_deref())?,
         tests: args.tests.clone(),
@@ -255,7 +276,7 @@ async fn judge(args: Run) -> Result<ExitCode> {
         millis: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     if let Some(dir) = &args.output {
-        write(&report, dir, &entropy, args.sign.as_deref())?;
+        write(&report, dir, &entropy, args.sign.as_deref(), issuer.as_ref())?;
     }
     if args.json {
         print(&format!("{:#}\n", report.json()));
@@ -265,14 +286,29 @@ async fn judge(args: Run) -> Result<ExitCode> {
     Ok(if report.fine() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-fn write(report: &Report<'_>, dir: &Path, entropy: &Entropy, key: Option<&Path>) -> Result<()> {
+fn key(path: &Path) -> Result<SigningKey> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    SigningKey::read(&text).with_context(|| format!("{}", path.display()))
+}
+
+fn write(
+    report: &Report<'_>,
+    dir: &Path,
+    entropy: &Entropy,
+    key: Option<&Path>,
+    issuer: Option<&SigningKey>,
+) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
     let file = |name: &str, text: String| {
         let path = dir.join(name);
         std::fs::write(&path, text).with_context(|| format!("{}", path.display()))?;
         anyhow::Ok(path)
     };
-    let yaml = file("report.yaml", report.yaml(|| entropy.uuid().to_string()))?;
+    let text = report.yaml(|| entropy.uuid().to_string());
+    if let Some(issuer) = issuer {
+        file("report.jwt", credential::of_report(issuer, report, &text))?;
+    }
+    let yaml = file("report.yaml", text)?;
     file("report.json", format!("{:#}\n", report.json()))?;
     file("report.html", report.html())?;
     if let Some(key) = key {
@@ -475,6 +511,22 @@ async fn upload(
     }
     print(&format!("{} is with {url}\n", report.display()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// 0: its signature is right and nothing speaks against it; 1: something does.
+fn verify(file: &Path, issuer: Option<&str>, report: Option<&Path>) -> Result<ExitCode> {
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("{}", path.display()));
+    let found = attest::credential::verify(&read(file)?)?;
+    let report = report.map(read).transpose()?;
+    let wrong = credential::against(&found, issuer, report.as_deref(), SystemClock.now());
+    print(&format!("{:#}\n", serde_json::Value::Object(found.clone())));
+    if let Some(list) = found.get("credentialStatus").and_then(|s| s.get("statusListCredential")) {
+        print(&format!("whether it is revoked is told by {list}\n"));
+    }
+    for why in &wrong {
+        print(&format!("not good: {why}\n"));
+    }
+    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 fn list(scope: &Scope) -> Result<ExitCode> {

@@ -11,6 +11,7 @@
 
 pub mod checks;
 pub mod cli;
+mod credential;
 mod dates;
 pub mod facts;
 pub mod flavor_name;

@@ -9,6 +9,7 @@ mod moving;
 #[path = "../../../store/tests/it/postgres.rs"]
 #[allow(dead_code, clippy::expect_used, reason = "not every crate needs all of it")]
 mod postgres;
+mod registry;
 mod replicas;
 mod telemetry;
 mod upgrade;

@@ -81,7 +81,7 @@ async fn old_reports_and_json_are_taken() {
     assert!(versions.contains(&"v4") && versions.contains(&"v5.1"));
     let document = json!({
         "spec": {"uuid": IAAS}, "subject": "cloud-a", "checked_at": "2026-11-21T05:00:00",
-        "run": {"uuid": "j", "invocations": {"i": {"results": {"scs-0100-syntax-check": 1}}}},
+        "run": {"uuid": "j", "invocations": {"i": {"results": {"scs-0100-syntax-check": 1}, "stdout": ["a\u{0}b", "\u{1F600}"]}}},
     });
     let text = document.to_string();
     let body = world.signed("cloud-a", &text);
