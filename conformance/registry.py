@@ -250,9 +250,8 @@ print(json.dumps(out))
         iaas, kaas = json.loads(subprocess.run([python, '-c', code], check=True, capture_output=True, text=True).stdout)
         both.cases, both.versions = {IAAS: iaas[0], KAAS: kaas[0]}, {IAAS: iaas[1], KAAS: kaas[1]}
         def dump(document):
-            # As Python writes a naive moment, and everything else as JSON, which is YAML.
-            moment = str(document['checked_at'])
-            return '---\n' + json.dumps({**document, 'checked_at': '@'}, indent=1).replace('"@"', moment) + '\n'
+            # Block style outside, for a moment to be plain; JSON, which is YAML, inside.
+            return '---\n' + ''.join(f'{k}: {v if k == "checked_at" else json.dumps(v)}\n' for k, v in document.items())
         reports = generated(a.reports, both.cases, both.versions)
         compare(both, keys, reports, dump)
         print(f'{len(reports)} reports of {len(SUBJECTS)} subjects: {both.compared} answers compared, {len(both.wrong)} differ')
