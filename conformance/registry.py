@@ -132,7 +132,10 @@ class Both:
         (code, _, theirs), (_, _, ours) = self.ask(what, 'GET', path, account)
         if code != 200: return
         theirs, ours = json.loads(theirs), json.loads(ours)
-        if order: theirs.sort(key=order); ours.sort(key=order)
+        if order:
+            # Of a list that was cut, what has the last moment is any part of it.
+            if len(theirs) == 100: theirs, ours = ([r for r in x if r['checked_at'] != x[-1]['checked_at']] for x in (theirs, ours))
+            theirs.sort(key=order); ours.sort(key=order)
         if path.startswith('/status'): theirs, ours = normal(theirs), normal(ours)
         if theirs != ours: self.differ(f'{what}: {first(theirs, ours)}')
         return theirs
@@ -189,8 +192,8 @@ def compare(both, keys, reports, dump):
     both.ask('status as HTML', 'GET', '/status', accept='text/html')
     bad_uploads(both, keys, report('alpha', IAAS, datetime.datetime(2026, 1, 2, 3, 4, 5), {'scs-0100-syntax-check': 1}, False))
     run = lambda d: d['run']['uuid']
-    for subject in SUBJECTS: both.same(f'reports of {subject}', '/reports?limit=100', subject, run)
-    both.same('reports of another', '/reports?subject=beta&limit=100', 'admin', run)
+    for subject in SUBJECTS: both.same(f'reports of {subject}', '/reports?limit=99', subject, run)
+    both.same('reports of another', '/reports?subject=beta&limit=99', 'admin', run)
     for who in (None, 'alpha', 'tester'): both.ask(f'reports of another by {who}', 'GET', '/reports?subject=beta', who)
     one = reports[0]
     for who in (None, one['subject'], 'admin', 'tester'):
