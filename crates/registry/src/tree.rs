@@ -30,6 +30,14 @@ impl Budget {
         self.bytes.set(bytes);
         Ok(())
     }
+
+    /// No database keeps NUL in texts.
+    fn text<E: Error>(&self, text: &str) -> Result<(), E> {
+        if text.contains('\0') {
+            return Err(E::custom("NUL characters are not allowed"));
+        }
+        self.spend(text.len())
+    }
 }
 
 /// Reads one document.
@@ -90,7 +98,7 @@ impl<'d> Visitor<'d> for Tree<'_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
-        self.0.spend(value.len())?;
+        self.0.text(value)?;
         Ok(value.into())
     }
 
@@ -150,7 +158,7 @@ impl Visitor<'_> for Key<'_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<String, E> {
-        self.0.spend(value.len())?;
+        self.0.text(value)?;
         Ok(value.to_owned())
     }
 }

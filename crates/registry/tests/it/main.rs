@@ -81,9 +81,12 @@ async fn old_reports_and_json_are_taken() {
     assert!(versions.contains(&"v4") && versions.contains(&"v5.1"));
     let document = json!({
         "spec": {"uuid": IAAS}, "subject": "cloud-a", "checked_at": "2026-11-21T05:00:00",
-        "run": {"uuid": "j", "invocations": {"i": {"results": {"scs-0100-syntax-check": 1}, "stdout": ["a\u{0}b", "\u{1F600}"]}}},
+        "run": {"uuid": "j", "invocations": {"i": {"results": {"scs-0100-syntax-check": 1}, "stdout": ["\u{1F600}"]}}},
     });
     let text = document.to_string();
+    let wrong = world.signed("cloud-a", &text.replace("\u{1F600}", "a\\u0000b"));
+    let answer = world.call("POST", "/reports", Some("cloud-a"), "application/x-signed-json", wrong).await;
+    assert!(answer.status == 422 && answer.detail().contains("NUL"), "{}", answer.text);
     let body = world.signed("cloud-a", &text);
     let answer = world.call("POST", "/reports", Some("cloud-a"), "application/x-signed-json", body).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
