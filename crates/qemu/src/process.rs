@@ -30,12 +30,20 @@ fn boot() -> Option<u64> {
     u64::from_str_radix(&digits, 16).ok()
 }
 
-/// Start time; `None` where nothing runs under that number (zombies do not run). The command's name may hold anything,
-/// so fields are counted after its last `)`.
+/// Start time; `None` where nothing runs under that number. Zombies do not run, but for those whose first thread alone has
+/// ended: the others still hold files and their locks. The command's name may hold anything, so fields are counted after
+/// its last `)`.
 fn started(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(") ")?.1.split_ascii_whitespace();
-    if matches!(fields.next()?, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
+    let state = fields.next()?;
+    let threads: u64 = fields.nth(16)?.parse().ok()?;
+    let runs = match state {
+        "X" => false,
+        "Z" => threads > 1,
+        _ => true,
+    };
+    fields.nth(1)?.parse().ok().filter(|_| runs)
 }
 
 impl Process {
@@ -136,6 +144,29 @@ mod tests {
         let child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let process = Process::find(i32::try_from(child.id()).unwrap()).unwrap();
         (child, process)
+    }
+
+    #[tokio::test]
+    async fn a_process_whose_first_thread_ended_is_not_gone() {
+        let program = "import ctypes, sys, threading, time\n\
+                       threading.Thread(target=time.sleep, args=(100,)).start()\n\
+                       ctypes.CDLL(None).syscall(int(sys.argv[1]), 0)";
+        let mut child = std::process::Command::new("python3")
+            .args(["-c", program, &libc::SYS_exit.to_string()])
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let process = Process::find(pid).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z ") {
+            assert!(std::time::Instant::now() < deadline, "its first thread does not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(process.alive());
+        assert!(!process.ended(Duration::from_millis(10)).await);
+        process.kill().await.unwrap();
+        assert!(!process.alive());
+        child.wait().unwrap();
     }
 
     #[tokio::test]
