@@ -93,7 +93,7 @@ impl State {
         Ok(known)
     }
 
-    /// Applies reports to rows; answers those to which they were nothing new.
+    /// Applies reports to rows; answers those to which they are nothing new now.
     async fn apply(
         &self,
         changed: Vec<(HostId, ServerReport)>,
@@ -108,7 +108,7 @@ impl State {
                 let mut moves = moving::of(tx, rows.values())?;
                 let mut told = BTreeSet::new();
                 let mut changes: BTreeMap<ServerId, Change> = BTreeMap::new();
-                let mut settled = HashMap::new();
+                let mut quiet = Vec::new();
                 for (host, report) in &changed {
                     let Some(server) = rows.get_mut(&report.id) else { continue };
                     if let Some(moving) = moves.get_mut(&server.id)
@@ -121,9 +121,8 @@ impl State {
                     }
                     let change = apply_report(server, report, now, patience);
                     // What fails is in error when patience ends, so it is looked at again.
-                    let quiet = report.converged && server.moving.is_none() && !unfinished(server);
-                    if change == Change::None && quiet {
-                        settled.insert((*host, report.id), Version::of(&server.meta));
+                    if report.converged && server.moving.is_none() && !unfinished(server) {
+                        quiet.push((*host, report.id));
                     }
                     let known = changes.entry(report.id).or_insert(Change::None);
                     *known = change.max(*known);
@@ -131,14 +130,14 @@ impl State {
                 let (mut of_status, mut of_spec) = (Vec::new(), Vec::new());
                 let mut refold = BTreeSet::new();
                 for (id, change) in changes {
-                    let Some(server) = rows.remove(&id) else { continue };
-                    if unfinished(&server) {
+                    if rows.get(&id).is_some_and(unfinished) {
                         tx.wake("server", id);
                     }
                     match change {
                         Change::None => {}
-                        Change::Status => of_status.push(server),
+                        Change::Status => of_status.extend(rows.remove(&id)),
                         Change::Spec => {
+                            let Some(server) = rows.remove(&id) else { continue };
                             refold.extend(server.host_id);
                             refold.extend(moves.get(&id).into_iter().flat_map(Move::hosts));
                             of_spec.push(server);
@@ -152,7 +151,11 @@ impl State {
                     moves.into_iter().filter_map(|(id, m)| told.contains(&id).then_some(m)).collect();
                 tx.update_status_many(&mut moves)?;
                 refold.into_iter().for_each(|host| tx.wake("host", host));
-                Ok(settled)
+                // What was applied is nothing new from now on, where only the status changed: its version is the new one.
+                let versions: HashMap<ServerId, Version> =
+                    rows.values().chain(&of_status).map(|s| (s.id, Version::of(&s.meta))).collect();
+                let settled = |(host, id)| Some(((host, id), *versions.get(&id)?));
+                Ok(quiet.into_iter().filter_map(settled).collect())
             })
             .await
     }
