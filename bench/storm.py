@@ -318,10 +318,10 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('allod'); ap.add_argument('--hosts', type=int, default=1000); ap.add_argument('--servers', type=int, default=50000)
     ap.add_argument('--database', choices=['sqlite', 'postgresql'], default='sqlite'); ap.add_argument('--out', default='bench')
-    ap.add_argument('--batch', type=int, default=1, help='servers per POST (min_count); 1 = a request each'); ap.add_argument('--width', type=int, default=32, help='requests at a time')
+    ap.add_argument('--batch', type=int, default=1, help='servers per POST (min_count); 1 = a request each'); ap.add_argument('--width', type=int, help='requests at a time; on SQLite 32, on PostgreSQL, where commits wait together, 96')
     ap.add_argument('--deadline', type=int, default=1800); ap.add_argument('--keep', action='store_true', help='leave the state directory')
     ap.add_argument('--only', default='storm,drain,restart', help='phases after the storm: drain, restart')
-    a = ap.parse_args(); a.allod = os.path.realpath(a.allod)
+    a = ap.parse_args(); a.allod = os.path.realpath(a.allod); a.width = a.width or (96 if a.database == 'postgresql' else 32)
     a.steps = sorted({n for n in (1000, 2000, 5000, 10000, 20000, 30000, 40000) if n < a.servers} | {a.servers})
     dir = tempfile.mkdtemp(prefix='allod-storm-'); os.chmod(dir, 0o755)
     R = {'when': time.strftime('%FT%TZ', time.gmtime()), 'database': a.database}
