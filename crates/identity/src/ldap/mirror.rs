@@ -228,16 +228,16 @@ pub fn people(tx: &mut Tx<'_>, domain: &DomainId, some: &[Person]) -> Result<(us
 pub fn exchange(tx: &mut Tx<'_>, domain: &DomainId, left: &[Person], people: &[Person]) -> Result<usize> {
     let by_id: BTreeMap<UserId, &Person> =
         people.iter().map(|p| (UserId::new(public_id(domain, USER, &p.local_id)), p)).collect();
-    let mut todo: BTreeMap<&str, &Person> = left.iter().map(|p| (p.local_id.as_str(), p)).collect();
+    let mut concerned: BTreeMap<&str, &Person> = left.iter().map(|p| (p.local_id.as_str(), p)).collect();
     for one in left {
         let Some(mut holder) = directory::user_named(tx, domain, &one.name)? else { continue };
         let Some(now) = by_id.get(&holder.id).filter(|now| now.name != one.name) else { continue };
         holder.name = holder.id.to_string();
         tx.update(&mut holder)?;
-        todo.insert(&now.local_id, now);
+        concerned.insert(&now.local_id, now);
     }
     let mut changed = 0;
-    for one in todo.into_values() {
+    for one in concerned.into_values() {
         let (user, other) = person(tx, domain, one)?;
         if user.is_none() {
             passed_over(domain, one);
