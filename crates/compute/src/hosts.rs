@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::reconcile::{Outcome, Reconciler};
+use ::reconcile::{Outcome, Reconciler, Together};
 use async_trait::async_trait;
 use base::{Error, HostId, ResourceProviderId, Result, ServerId, Timestamp};
 use bytes::Bytes;
@@ -31,6 +31,18 @@ const FULL_EVERY: i64 = 60;
 
 /// Hosts that a sweep reads at once.
 const PAGE: usize = 64;
+/// Signs of life that are written down at once.
+const SIGNS: usize = 64;
+
+/// What a host said of itself, and when.
+type Sign = (Arc<HostReport>, Timestamp);
+
+/// Where signs of life wait for those before them: a thousand hosts that live shall not be a thousand transactions.
+pub(crate) type Signs = Together<Sign, Result<()>>;
+
+pub(crate) fn signs() -> Signs {
+    Together::new(SIGNS)
+}
 
 /// What is in memory of one host; everything in it can be lost.
 struct Runtime {
@@ -317,8 +329,8 @@ impl State {
         Ok(())
     }
 
-    /// Makes the host's row and provider as the report says; answers whether the host is new.
-    async fn register(&self, report: &HostReport) -> Result<()> {
+    /// Makes the host's row and provider as the report says.
+    async fn register(&self, report: &Arc<HostReport>) -> Result<()> {
         let now = self.clock.now();
         let runtime = self.hosts.of(report.host);
         let (known, due) = {
@@ -332,53 +344,72 @@ impl State {
         if known && !due {
             return Ok(());
         }
-        let (id, capacity) = (report.host, report.capacity.clone());
         if !known {
-            self.provide(id, &capacity).await?;
+            self.provide(report.host, &report.capacity).await?;
         }
-        let (stored, version) = (capacity.clone(), report.version.clone());
-        self.store
-            .write(move |tx| {
-                // A host that joined is the one that its certificate names.
-                let joined = tx.get::<JoinedHost>(&id)?;
-                if joined.is_some_and(|j| j.name.as_ref() != Some(&stored.hostname)) {
-                    return Err(Error::forbidden(format!(
-                        "Host {id} did not join as '{}'.",
-                        stored.hostname
-                    )));
-                }
-                match tx.get::<Host>(&id)? {
-                    Some(mut host) => {
-                        host.name.clone_from(&stored.hostname);
-                        host.capacity = stored.clone();
-                        host.agent_version.clone_from(&version);
-                        host.seen_at = host.seen_at.max(now);
-                        tx.update_status(&mut host)
-                    }
-                    None => {
-                        tx.wake("host", id);
-                        tx.insert(&mut Host {
-                            id,
-                            meta: store::Meta::default(),
-                            name: stored.hostname.clone(),
-                            capacity: stored.clone(),
-                            agent_version: version.clone(),
-                            seen_at: now,
-                            disabled: false,
-                            disabled_reason: None,
-                            forced_down: false,
-                            spec_generation: 0,
-                            spec_hash: String::new(),
-                        })
-                    }
-                }
-            })
-            .await?;
+        self.signs.call((report.clone(), now), |all| self.note_all(all)).await?;
         let mut told = runtime.told.lock();
-        told.capacity = Some(capacity);
+        told.capacity = Some(report.capacity.clone());
         told.version.clone_from(&report.version);
         told.written = Some(now);
         Ok(())
+    }
+
+    async fn note_all(&self, all: Vec<Sign>) -> Vec<Result<()>> {
+        if all.len() > 1 && self.note(all.clone()).await.is_ok() {
+            return all.iter().map(|_| Ok(())).collect();
+        }
+        // One of them is in the way of the others.
+        let mut noted = Vec::with_capacity(all.len());
+        for sign in all {
+            noted.push(self.note(vec![sign]).await);
+        }
+        noted
+    }
+
+    /// Writes down what hosts say of themselves, and that they live.
+    async fn note(&self, all: Vec<Sign>) -> Result<()> {
+        self.store
+            .write(move |tx| {
+                // Of two reports of one host the later one.
+                let signs: BTreeMap<HostId, &Sign> = all.iter().map(|sign| (sign.0.host, sign)).collect();
+                // A host that joined is the one that its certificate names.
+                for joined in tx.list::<JoinedHost>(&Query::new().is_in("id", signs.keys()))? {
+                    let hostname = signs.get(&joined.id).map(|(report, _)| &report.capacity.hostname);
+                    if let Some(hostname) = hostname.filter(|name| joined.name.as_ref() != Some(name)) {
+                        let id = joined.id;
+                        return Err(Error::forbidden(format!("Host {id} did not join as '{hostname}'.")));
+                    }
+                }
+                let mut hosts = tx.list::<Host>(&Query::new().is_in("id", signs.keys()))?;
+                for host in &mut hosts {
+                    let Some((report, at)) = signs.get(&host.id) else { continue };
+                    host.name.clone_from(&report.capacity.hostname);
+                    host.capacity = report.capacity.clone();
+                    host.agent_version.clone_from(&report.version);
+                    host.seen_at = host.seen_at.max(*at);
+                }
+                tx.update_status_many(&mut hosts)?;
+                let known: BTreeSet<HostId> = hosts.iter().map(|host| host.id).collect();
+                for (id, (report, at)) in signs.into_iter().filter(|(id, _)| !known.contains(id)) {
+                    tx.wake("host", id);
+                    tx.insert(&mut Host {
+                        id,
+                        meta: store::Meta::default(),
+                        name: report.capacity.hostname.clone(),
+                        capacity: report.capacity.clone(),
+                        agent_version: report.version.clone(),
+                        seen_at: *at,
+                        disabled: false,
+                        disabled_reason: None,
+                        forced_down: false,
+                        spec_generation: 0,
+                        spec_hash: String::new(),
+                    })?;
+                }
+                Ok(())
+            })
+            .await
     }
 
     /// An agent may hold a newer generation than ours: its row was deleted, or the database is an older copy. The next
@@ -532,6 +563,7 @@ impl ControlPlane for State {
             told.sequence = report.sequence;
             told.seen = Some(now);
         }
+        let report = Arc::new(report);
         self.register(&report).await?;
         self.catch_up(&report).await?;
         let (changed, gone) = {
@@ -560,7 +592,6 @@ impl ControlPlane for State {
                 .collect();
             (changed, gone)
         };
-        let report = Arc::new(report);
         let settled = self.take(News { report: report.clone(), changed: changed.clone() }).await?;
         {
             let mut told = runtime.told.lock();

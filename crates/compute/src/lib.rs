@@ -119,6 +119,8 @@ pub struct State {
     config: Config,
     deps: Deps,
     hosts: hosts::Hosts,
+    /// Where signs of life that come together are written down together.
+    signs: hosts::Signs,
     /// Where reports that come together are taken together.
     reports: reports::Desk,
     /// Rows of hosts in memory, for the choice of a host.
@@ -155,6 +157,7 @@ impl State {
             config,
             deps,
             hosts: hosts::Hosts::default(),
+            signs: hosts::signs(),
             reports: reports::desk(),
             host_rows: Mirror::new(|host| host),
             stale: Mutex::default(),
