@@ -168,6 +168,11 @@ impl Query {
         if self.sort.is_empty() { &[("created_at", Order::Asc)] } else { &self.sort }
     }
 
+    /// Whether it matters in which order they come.
+    pub(crate) fn is_ordered(&self) -> bool {
+        !self.sort.is_empty() || self.limit.is_some() || self.after.is_some()
+    }
+
     /// At most `limit` resources.
     #[must_use]
     pub fn limit(mut self, limit: usize) -> Self {
