@@ -55,6 +55,23 @@ pub enum DomainRef {
     Name(String),
 }
 
+/// The domain of a user: by id, by name, or by both, as Keystone's rules may say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UserDomain {
+    /// Its id.
+    pub id: Option<String>,
+    /// Its name.
+    pub name: Option<String>,
+}
+
+impl UserDomain {
+    /// How the domain is found: by its id where it has one.
+    pub fn reference(&self) -> Option<DomainRef> {
+        let by_name = || self.name.clone().map(DomainRef::Name);
+        self.id.clone().map(DomainRef::Id).or_else(by_name)
+    }
+}
+
 /// Whether the user is one of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UserKind {
@@ -74,7 +91,7 @@ pub struct MappedUser {
     /// Address.
     pub email: Option<String>,
     /// Domain of a local user.
-    pub domain: Option<DomainRef>,
+    pub domain: UserDomain,
     /// Whether local.
     pub kind: UserKind,
 }
@@ -320,7 +337,10 @@ fn read_local<'a>(value: &'a Value, path: &str, selected: usize) -> Result<&'a M
         {
             return Err(wrong(&format!("{path}/type"), "it is not one of ['ephemeral', 'local']"));
         }
-        read_domain(user.get("domain"), &format!("{path}/domain"))?;
+        if let Some(domain) = user.get("domain") {
+            let path = format!("{path}/domain");
+            texts(object(domain, &path, &["id", "name"])?, &path, &["id", "name"])?;
+        }
     }
     if let Some(group) = local.get("group") {
         let path = format!("{path}/group");
@@ -528,11 +548,15 @@ impl Collected {
                 Some("local") => UserKind::Local,
                 Some(_) => return Err(refused("a type of user there is not")),
             };
+            let domain = match user.get("domain").and_then(Value::as_object) {
+                Some(domain) => UserDomain { id: optional(domain, "id")?, name: optional(domain, "name")? },
+                None => UserDomain::default(),
+            };
             self.user = Some(MappedUser {
                 id: optional(user, "id")?,
                 name: optional(user, "name")?,
                 email: optional(user, "email")?,
-                domain: domain(user.get("domain"), values)?,
+                domain,
                 kind,
             });
         }
@@ -667,6 +691,23 @@ mod tests {
         );
         let project = mapped.projects.first().unwrap();
         assert_eq!((project.name.as_str(), project.roles.len()), ("home of ada", 2));
+    }
+
+    #[test]
+    fn a_users_domain_has_an_id_a_name_or_both() {
+        let of = |domain: Value| {
+            let user = json!({"name": "u", "domain": domain});
+            apply(json!([{"local": [{"user": user}], "remote": [{"type": "sub"}]}])).unwrap().user.domain
+        };
+        let some = |text: &str| Some(text.to_owned());
+        let both = of(json!({"id": "{0}", "name": "n"}));
+        assert_eq!(both, UserDomain { id: some("4711"), name: some("n") });
+        assert_eq!(both.reference(), Some(DomainRef::Id("4711".into())));
+        assert_eq!(of(json!({"name": "n"})).reference(), Some(DomainRef::Name("n".into())));
+        assert_eq!(of(json!({})).reference(), None);
+        let wrong =
+            json!([{"local": [{"user": {"name": "u", "domain": {"x": "y"}}}], "remote": [{"type": "sub"}]}]);
+        assert!(Rules::parse(&wrong).unwrap_err().public().contains("local/0/user/domain"));
     }
 
     #[test]

@@ -60,9 +60,9 @@ fn find_domain(tx: &mut Tx<'_>, domain: &DomainRef) -> Result<Option<Domain>> {
 
 /// The user of this cloud that a mapping names: such a one has the rights the tables give, and no others.
 fn local(tx: &mut Tx<'_>, mapped: &MappedUser) -> Result<User> {
-    let user = match (&mapped.id, &mapped.name, &mapped.domain) {
+    let user = match (&mapped.id, &mapped.name, mapped.domain.reference()) {
         (Some(id), _, _) => tx.get::<User>(&UserId::new(id.clone()))?,
-        (None, Some(name), Some(domain)) => match find_domain(tx, domain)? {
+        (None, Some(name), Some(domain)) => match find_domain(tx, &domain)? {
             Some(domain) => directory::user_named(tx, &domain.id, name)?,
             None => None,
         },
