@@ -36,7 +36,7 @@ pub use paging::Page;
 pub use policy::{Policy, Target};
 pub use query::Query;
 pub use reply::Reply;
-pub use request::{Peer, RawBody, Request};
+pub use request::{Certificate, Peer, RawBody, Request};
 pub use router::router;
 pub use schemars::JsonSchema;
 pub use service::{Service, Settings};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Method};
@@ -31,11 +32,18 @@ pub(crate) struct Head {
     pub query: Query,
     pub headers: HeaderMap,
     pub peer: Option<IpAddr>,
+    pub certificate: Option<Certificate>,
 }
 
 /// The address a request came from; the listener leaves it in the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer(pub IpAddr);
+
+/// The client certificate (DER) with which a caller made the connection, of an authority that certifies clients of the API;
+/// the listener leaves it in the request's extensions once the handshake has proved it. Certificates of the cloud's own
+/// hosts are none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate(pub Arc<[u8]>);
 
 /// A body that is read as it comes.
 #[derive(Debug)]
@@ -120,6 +128,11 @@ impl<T> Request<T> {
     /// the service trusts proxies.
     pub fn peer(&self) -> Option<IpAddr> {
         self.head.peer
+    }
+
+    /// The client certificate the connection was made with, if any. A proxy's connection has none of its clients.
+    pub fn certificate(&self) -> Option<&Certificate> {
+        self.head.certificate.as_ref()
     }
 
     /// The method.

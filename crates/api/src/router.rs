@@ -16,6 +16,7 @@ use axum::http::{
 };
 use base::{Entropy, Error, Kind, Result};
 use bytes::Bytes;
+use contract::auth::Presented;
 use contract::{AuthContext, Scope};
 use futures::FutureExt;
 use tracing::Instrument;
@@ -346,6 +347,7 @@ impl<S: Service> Table<S> {
         };
         let head = Head {
             peer: peer(&parts, settings.trust_forwarded),
+            certificate: parts.extensions.get().cloned(),
             path: parts.uri.path().to_owned(),
             method: parts.method,
             params,
@@ -374,8 +376,9 @@ impl<S: Service> Table<S> {
             Some(value) => value.to_str().map_err(|_| refused())?,
         };
         let (service, authenticator) = (self.dialect.service_type, self.state.authenticator());
-        let path = parts.uri.path();
-        match authenticator.authenticate_for(token, service, parts.method.as_str(), path).await {
+        let certificate = parts.extensions.get::<request::Certificate>().map(|c| &*c.0);
+        let (method, path) = (parts.method.as_str(), parts.uri.path());
+        match authenticator.authenticate_for(token, Presented { service, method, path, certificate }).await {
             Ok(auth) => Ok(Some(auth)),
             Err(error) if error.kind() == Kind::Unauthenticated => Err(refused()),
             Err(error) => Err(error),

@@ -76,27 +76,37 @@ impl AuthContext {
     }
 }
 
+/// The request a token comes with.
+#[derive(Debug, Clone, Copy)]
+pub struct Presented<'a> {
+    /// The type of the service that is asked.
+    pub service: &'a str,
+    /// The method.
+    pub method: &'a str,
+    /// The path below the service's prefix.
+    pub path: &'a str,
+    /// The client certificate (DER) the caller proved to hold in the TLS handshake, if one was asked for and verified.
+    pub certificate: Option<&'a [u8]>,
+}
+
 /// Turns the text of `X-Auth-Token` into who is calling. Implemented by the identity service (in-process) and by a
 /// remote client of any Keystone.
 #[async_trait]
 pub trait Authenticator: Send + Sync {
+    /// As [`Authenticator::authenticate_for`], for no request in particular: tokens that are good for some requests only, or
+    /// over some connections only, are refused.
+    ///
     /// # Errors
     /// `Unauthenticated` where the token is malformed, forged, expired or revoked.
     async fn authenticate(&self, token: &str) -> Result<Arc<AuthContext>>;
 
-    /// As [`Authenticator::authenticate`], for one request: tokens of application credentials with access rules are good
-    /// for requests their rules name only. `service` is the service's type, `path` the path below its prefix.
+    /// Who makes this request. Tokens of application credentials with access rules are good for requests their rules name
+    /// only, tokens bound to a client certificate (RFC 8705, section 3) over connections of that certificate only.
     ///
     /// # Errors
     /// As [`Authenticator::authenticate`].
-    async fn authenticate_for(
-        &self,
-        token: &str,
-        service: &str,
-        method: &str,
-        path: &str,
-    ) -> Result<Arc<AuthContext>> {
-        let _ = (service, method, path);
+    async fn authenticate_for(&self, token: &str, request: Presented<'_>) -> Result<Arc<AuthContext>> {
+        let _ = request;
         self.authenticate(token).await
     }
 }

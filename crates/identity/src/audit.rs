@@ -180,6 +180,9 @@ pub(crate) fn authentication(
     let mut who = initiator(id.as_deref(), peer, cx.request_id());
     if let Ok(valid) = made {
         who.insert("username".into(), json!(valid.auth.user_name));
+        if let Some(thumbprint) = &valid.thumbprint {
+            who.insert("credential".into(), json!({"x5t#S256": thumbprint}));
+        }
     }
     let event = Event {
         action: "authenticate".into(),

@@ -1,6 +1,8 @@
 //! `[security_compliance]`: what an operator may demand of passwords and logins (PCI-DSS). Everything but the
 //! comparison with the present password is off unless set, as in Keystone; a user's `ignore_*` options exempt the user.
 
+use std::path::PathBuf;
+
 use base::{Error, Result, Timestamp, UserId};
 use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -30,6 +32,25 @@ pub struct Operator {
     pub credential_key_days: i64,
     /// Where a console takes tokens of users who come by an identity provider, e.g. `https://console/auth/websso/`.
     pub trusted_dashboards: Vec<String>,
+    /// Clients that prove who they are by a certificate.
+    pub oauth2: OAuth2,
+}
+
+/// What an operator sets in `[identity.oauth2]`: OAuth 2.0 by client certificate (`tls_client_auth`, RFC 8705).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OAuth2 {
+    /// File with the certificates (PEM) of the authorities that certify clients, and, where they have any, their revocation
+    /// lists; read again when it changes. `None` = nobody is asked for a certificate but hosts.
+    pub client_ca: Option<PathBuf>,
+    /// The mapping that says whose a certificate is (Keystone's `oauth2_cert_dn_mapping_id`).
+    pub mapping: String,
+}
+
+impl Default for OAuth2 {
+    fn default() -> Self {
+        OAuth2 { client_ca: None, mapping: "oauth2_mapping".into() }
+    }
 }
 
 impl Default for Operator {
@@ -42,6 +63,7 @@ impl Default for Operator {
             token_provider: TokenProvider::Fernet,
             credential_key_days: 0,
             trusted_dashboards: Vec::new(),
+            oauth2: OAuth2::default(),
         }
     }
 }

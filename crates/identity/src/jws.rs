@@ -28,9 +28,6 @@ use crate::logic::payload::{self, Federated, Payload, PayloadScope};
 const LONGEST: usize = 8 * 1024;
 /// The file that signs.
 const PRIVATE: &str = "private.pem";
-/// Claim of tokens that are bound to a client certificate, which we do not speak; such a token is worth nothing here.
-const BOUND: &str = "openstack_thumbprint";
-
 /// What tells that a directory has changed: name, time and size of each file.
 type Print = Vec<(String, i64, u64)>;
 
@@ -156,6 +153,7 @@ fn claims(payload: &Payload, now: Timestamp) -> Value {
     put("openstack_group_ids", by.map(|by| json!(by.group_ids)));
     put("openstack_idp_id", by.map(|by| json!(by.idp_id)));
     put("openstack_protocol_id", by.map(|by| json!(by.protocol_id)));
+    put("openstack_thumbprint", payload.thumbprint.as_ref().map(|t| json!(t)));
     put("allod_issued_micros", payload.issued_micros.map(|m| json!(m)));
     put("allod_generation", payload.generation.map(|g| json!(g)));
     Value::Object(map)
@@ -180,9 +178,6 @@ fn number(claims: &Claims, name: &str) -> Option<Option<u64>> {
 }
 
 fn payload_of(claims: &Claims) -> Option<Payload> {
-    if claims.get(BOUND).is_some_and(|v| !v.is_null()) {
-        return None;
-    }
     let scopes = ["openstack_system", "openstack_domain_id", "openstack_project_id"];
     let scope = match scopes.map(|name| text(claims, name)) {
         [Some(None), Some(None), Some(None)] => PayloadScope::Unscoped,
@@ -223,6 +218,11 @@ fn payload_of(claims: &Claims) -> Option<Payload> {
         trust_id: text(claims, "openstack_trust_id")?,
         access_token_id: text(claims, "openstack_access_token_id")?,
         federated,
+        thumbprint: match text(claims, "openstack_thumbprint")? {
+            // It is bound, and no certificate has this thumbprint.
+            Some(empty) if empty.is_empty() => return None,
+            other => other,
+        },
         issued_micros: match micros {
             Some(micros) if micros >= 1_000_000 => return None,
             other => other,
@@ -338,6 +338,7 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAELtHqgMz2y42AroJLeERiO8uyIQGE
             trust_id: None,
             access_token_id: None,
             federated: None,
+            thumbprint: None,
             issued_micros: Some(7),
             generation: Some(3),
         }
@@ -375,6 +376,11 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAELtHqgMz2y42AroJLeERiO8uyIQGE
                 ..scoped(PayloadScope::Project("p".into()))
             },
             Payload { access_token_id: Some("a".into()), ..scoped(PayloadScope::Project("p".into())) },
+            Payload {
+                thumbprint: Some("t".into()),
+                methods: vec![payload::BY_CERTIFICATE],
+                ..scoped(PayloadScope::Project("p".into()))
+            },
         ] {
             let token = jws.seal(&payload, NOW).unwrap();
             assert_eq!(jws.open_token(&token, NOW), Some((payload, NOW.as_secs())));
@@ -382,7 +388,8 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAELtHqgMz2y42AroJLeERiO8uyIQGE
         let good = claims(&scoped(PayloadScope::Project("p".into())), NOW);
         assert!(payload_of(good.as_object().unwrap()).is_some());
         for (name, value) in [
-            ("openstack_thumbprint", json!("x")),
+            ("openstack_thumbprint", json!(1)),
+            ("openstack_thumbprint", json!("")),
             ("openstack_access_token_id", json!(1)),
             ("openstack_system", json!("all")),
             ("openstack_domain_id", json!("d")),

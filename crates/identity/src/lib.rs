@@ -14,6 +14,7 @@ mod api;
 mod audit;
 mod bootstrap;
 mod cache;
+mod clients;
 mod compliance;
 mod directory;
 mod federation;
@@ -36,7 +37,7 @@ mod words;
 
 pub use api::ops;
 pub use bootstrap::{Bootstrap, BootstrapEndpoint, DEFAULT_DOMAIN, bootstrap};
-pub use compliance::{Compliance, Operator};
+pub use compliance::{Compliance, OAuth2, Operator};
 pub use keys::Repository;
 pub use model::{MIGRATIONS, Place};
 pub use state::{Config, LimitModel, SharedFetch, State, TokenProvider};

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ::api::Certificate;
 use base::{ApplicationCredentialId, DomainId, Error, ProjectId, Result, Timestamp, UserId};
 use contract::Scope;
 use serde_json::{Map, Value};
@@ -16,7 +17,7 @@ use crate::directory;
 use crate::ldap::{self, Elsewhere};
 use crate::logic::body::{Kind, check, invalid, missing, wrong_type};
 use crate::logic::oauth1::Signed;
-use crate::logic::payload::{Federated, PayloadScope, method};
+use crate::logic::payload::{BY_CERTIFICATE, Federated, PayloadScope, method};
 use crate::logic::totp;
 use crate::model::{ApplicationCredential, Credential, Domain, LoginRecord, Place, Project, Trust, User};
 use crate::oauth1;
@@ -73,6 +74,7 @@ struct Proof {
     application_credential: Option<(ApplicationCredentialId, ProjectId)>,
     access_token: Option<(String, ProjectId)>,
     federated: Option<Federated>,
+    thumbprint: Option<String>,
     from_system: bool,
 }
 
@@ -107,6 +109,8 @@ pub struct Beside {
     pub receipt: Option<String>,
     /// The request's OAuth 1.0a signature, for the method `oauth1`.
     pub signed: Option<Signed>,
+    /// The client certificate of the connection: a token bound to it makes tokens over it only.
+    pub certificate: Option<Certificate>,
 }
 
 impl Beside {
@@ -166,6 +170,12 @@ pub async fn login(state: &State, body: &Value, beside: &Beside) -> Result<Login
     if proof.limits() + usize::from(matches!(wanted, Wanted::Trust(_))) > 1 {
         return Err(forbidden("Only one delegation at a time can be used."));
     }
+    if proof.thumbprint.is_some() && matches!(wanted, Wanted::System) {
+        // Keystone's form of bound tokens has no room for it.
+        return Err(forbidden(
+            "Using a certificate-bound token to create a system-scoped token is not allowed.",
+        ));
+    }
     let trust = match &wanted {
         Wanted::Trust(id) => Some(trust_of(state, id, &user_id).await?),
         _ => None,
@@ -193,6 +203,7 @@ pub async fn login(state: &State, body: &Value, beside: &Beside) -> Result<Login
         trust_id: trust.as_ref().map(|(trust, _)| trust.id.clone()),
         access_token_id: proof.access_token.map(|(id, _)| id),
         federated: proof.federated,
+        thumbprint: proof.thumbprint,
         generation: generation + trust.as_ref().map_or(0, |(_, trustor)| *trustor),
     };
     let issued = state.tokens.issue(order).await;
@@ -485,17 +496,18 @@ pub fn method_rules(value: &Value) -> Result<Vec<Vec<String>>> {
 
 /// The user's rules, if none of them is fulfilled: all methods of one must have been passed. Methods this cloud does not
 /// have are left out of a rule, and a rule without any other is none.
-fn lacking(tx: &mut Tx<'_>, user: &UserId, passed: &[&str]) -> Result<Option<Vec<Vec<String>>>> {
+///
+/// # Errors
+/// The store's.
+pub fn lacking(tx: &mut Tx<'_>, user: &UserId, passed: &[&str]) -> Result<Option<Vec<Vec<String>>>> {
     let options = tx.get::<User>(user)?.map(|u| u.options).unwrap_or_default();
     if options.get("multi_factor_auth_enabled") == Some(&Value::Bool(false)) {
         return Ok(None);
     }
     let rules = options.get("multi_factor_auth_rules").map_or(Ok(Vec::new()), method_rules)?;
-    let known = METHODS;
-    let mut rules: Vec<Vec<String>> = rules
-        .into_iter()
-        .map(|rule| rule.into_iter().filter(|m| known.contains(&m.as_str())).collect())
-        .collect();
+    let known = |m: &str| METHODS.contains(&m) || m == BY_CERTIFICATE;
+    let mut rules: Vec<Vec<String>> =
+        rules.into_iter().map(|rule| rule.into_iter().filter(|m| known(m)).collect()).collect();
     rules.retain(|rule| !rule.is_empty());
     let fulfilled = |rule: &Vec<String>| rule.iter().all(|m| passed.contains(&m.as_str()));
     Ok(if rules.is_empty() || rules.iter().any(fulfilled) { None } else { Some(rules) })
@@ -529,7 +541,7 @@ async fn prove(state: &State, one: Method, beside: &Beside, proof: &mut Proof) -
         }
         Method::Password { user, password } => prove_by_password(state, user, &password, proof).await?,
         Method::Totp { user, passcode } => prove_by_totp(state, user, &passcode, proof).await?,
-        Method::Token(token) => prove_by_token(state, &token, proof).await?,
+        Method::Token(token) => prove_by_token(state, &token, beside, proof).await?,
         Method::ApplicationCredential { id, name, secret } => {
             let by_name = name.is_some();
             let found = state.store.read(move |tx| find_credential(tx, id.as_deref(), name.as_ref())).await?;
@@ -653,8 +665,10 @@ fn find_credential(
     Ok(user.map(|user| (credential, user)))
 }
 
-async fn prove_by_token(state: &State, token: &str, proof: &mut Proof) -> Result<()> {
-    let valid = state.tokens.validate(token).await?.ok_or_else(no_token)?;
+async fn prove_by_token(state: &State, token: &str, beside: &Beside, proof: &mut Proof) -> Result<()> {
+    let valid = state.tokens.validate(token).await?;
+    let certificate = beside.certificate.as_ref().map(|c| &*c.0);
+    let valid = valid.filter(|v| v.good_with(certificate)).ok_or_else(no_token)?;
     if valid.delegated() {
         return Err(forbidden("Using a delegated token to create another token is not allowed."));
     }
@@ -672,13 +686,18 @@ async fn prove_by_token(state: &State, token: &str, proof: &mut Proof) -> Result
     proof.parent_audit_id = valid.audit_ids.last().cloned();
     proof.from_system = valid.auth.scope == Scope::System;
     proof.federated.clone_from(&valid.federated);
+    // What is made of a bound token is bound.
+    proof.thumbprint.clone_from(&valid.thumbprint);
     Ok(())
 }
 
 impl Proof {
-    /// How many delegations were proved; a token has room for one.
+    /// How many delegations, or bonds, were proved; a token has room for one.
     fn limits(&self) -> usize {
-        usize::from(self.application_credential.is_some()) + usize::from(self.access_token.is_some())
+        [self.application_credential.is_some(), self.access_token.is_some(), self.thumbprint.is_some()]
+            .into_iter()
+            .map(usize::from)
+            .sum()
     }
 
     fn is(&mut self, user: UserId, generation: u64) -> Result<()> {

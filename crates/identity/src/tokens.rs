@@ -18,7 +18,7 @@ use base::{
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use contract::auth::{AuthContext, Authenticator, Scope};
+use contract::auth::{AuthContext, Authenticator, Presented, Scope};
 use parking_lot::RwLock;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -31,6 +31,7 @@ use crate::jws::Jws;
 use crate::keys::Keys;
 use crate::logic::access;
 use crate::logic::catalog::fill;
+use crate::logic::certificate;
 use crate::logic::payload::{self, Federated, Payload, PayloadScope};
 use crate::model::{
     AccessToken, ApplicationCredential, Domain, Endpoint, Place, Project, Revocation, RuleOfAccess, Service,
@@ -59,6 +60,8 @@ pub struct Validated {
     pub access_token: Option<ByAccessToken>,
     /// The identity provider it came through, and the groups claimed now.
     pub federated: Option<Federated>,
+    /// The thumbprint of the client certificate without which it is worth nothing.
+    pub thumbprint: Option<String>,
     catalog: Arc<Catalog>,
     /// The endpoints its project sees, if not all.
     visible: Option<BTreeSet<EndpointId>>,
@@ -130,6 +133,8 @@ pub struct Order {
     pub access_token_id: Option<String>,
     /// The identity provider the user came through.
     pub federated: Option<Federated>,
+    /// The thumbprint of the client certificate it shall be bound to.
+    pub thumbprint: Option<String>,
     /// The generation under which the user was authenticated: a password changed since then makes no token. With a trust,
     /// the trustor's is added.
     pub generation: u64,
@@ -148,6 +153,7 @@ impl Order {
             trust_id: None,
             access_token_id: None,
             federated: None,
+            thumbprint: None,
             generation,
         }
     }
@@ -337,6 +343,7 @@ impl Tokens {
             trust_id: order.trust_id,
             access_token_id: order.access_token_id,
             federated: order.federated,
+            thumbprint: order.thumbprint,
             issued_micros: Some(micros),
             generation: Some(order.generation),
         });
@@ -426,6 +433,7 @@ impl Tokens {
             trust: facts.trust,
             access_token: facts.access_token,
             federated: facts.federated,
+            thumbprint: payload.thumbprint.clone(),
             catalog,
             visible: facts.visible,
             password_expires_at,
@@ -755,6 +763,9 @@ impl Validated {
         if let Some(by) = &self.access_token {
             put("OS-OAUTH1", json!({"access_token_id": by.id, "consumer_id": by.consumer_id}));
         }
+        if let Some(thumbprint) = &self.thumbprint {
+            put("oauth2_credential", json!({"x5t#S256": thumbprint}));
+        }
         json!({"token": token})
     }
 
@@ -763,36 +774,39 @@ impl Validated {
     pub fn delegated(&self) -> bool {
         self.trust.is_some() || self.application_credential.is_some() || self.access_token.is_some()
     }
+
+    /// Whether it is good in the hands of who made the connection with this client certificate (DER), if with any: a bound
+    /// token wants the very certificate it was got with (RFC 8705, section 3).
+    pub fn good_with(&self, certificate: Option<&[u8]>) -> bool {
+        let held = || certificate.map(certificate::thumbprint);
+        self.thumbprint.is_none() || self.thumbprint == held()
+    }
 }
 
 #[async_trait]
 impl Authenticator for Tokens {
     async fn authenticate(&self, token: &str) -> Result<Arc<AuthContext>> {
         let valid = self.validate(token).await?.ok_or_else(words::unauthorized)?;
-        // Who asks this way does not say for which request, so that rules cannot be checked: refuse, as Keystone does
-        // where a middleware does not know of access rules.
-        if valid.application_credential.as_ref().is_some_and(|a| a.access_rules.is_some()) {
+        // Who asks this way does not say for which request, so that rules and certificates cannot be checked: refuse, as
+        // Keystone does where a middleware does not know of access rules.
+        let limited = valid.application_credential.as_ref().is_some_and(|a| a.access_rules.is_some());
+        if limited || !valid.good_with(None) {
             return Err(words::unauthorized());
         }
         Ok(valid.auth.clone())
     }
 
-    async fn authenticate_for(
-        &self,
-        token: &str,
-        service: &str,
-        method: &str,
-        path: &str,
-    ) -> Result<Arc<AuthContext>> {
+    async fn authenticate_for(&self, token: &str, request: Presented<'_>) -> Result<Arc<AuthContext>> {
         let valid = self.validate(token).await?.ok_or_else(words::unauthorized)?;
         let rules = valid.application_credential.as_ref().and_then(|a| a.access_rules.as_ref());
         let allowed = rules.is_none_or(|rules| {
             rules.iter().any(|rule| {
-                rule.method == method
-                    && access::same_service(&rule.service, service)
-                    && access::path_matches(&rule.path, path)
+                rule.method == request.method
+                    && access::same_service(&rule.service, request.service)
+                    && access::path_matches(&rule.path, request.path)
             })
         });
+        let allowed = allowed && valid.good_with(request.certificate);
         if allowed { Ok(valid.auth.clone()) } else { Err(words::unauthorized()) }
     }
 }

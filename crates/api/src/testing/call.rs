@@ -30,6 +30,7 @@ pub struct Client {
     router: axum::Router,
     token: Option<String>,
     headers: Vec<(String, String)>,
+    certificate: Option<crate::Certificate>,
     foreign: bool,
     log: Log,
 }
@@ -37,7 +38,14 @@ pub struct Client {
 impl Client {
     /// Calls `router` without a token.
     pub fn new(router: axum::Router) -> Self {
-        Client { router, token: None, headers: Vec::new(), foreign: false, log: Log::default() }
+        Client {
+            router,
+            token: None,
+            headers: Vec::new(),
+            certificate: None,
+            foreign: false,
+            log: Log::default(),
+        }
     }
 
     /// The same router with a token (see [`super::FakeAuthenticator`]).
@@ -72,6 +80,12 @@ impl Client {
         client
     }
 
+    /// The same over connections made with a client certificate (DER).
+    #[must_use]
+    pub fn with_certificate(&self, der: &[u8]) -> Self {
+        Client { certificate: Some(crate::Certificate(der.into())), ..self.clone() }
+    }
+
     /// The same with a microversion: `"compute 2.96"`.
     #[must_use]
     pub fn at(&self, version: &str) -> Self {
@@ -86,6 +100,7 @@ impl Client {
             path: path.to_owned(),
             token: self.token.clone(),
             headers: self.headers.clone(),
+            certificate: self.certificate.clone(),
             body: Body::empty(),
             foreign: self.foreign,
             log: self.log.clone(),
@@ -126,6 +141,7 @@ pub struct Call {
     path: String,
     token: Option<String>,
     headers: Vec<(String, String)>,
+    certificate: Option<crate::Certificate>,
     body: Body,
     foreign: bool,
     log: Log,
@@ -177,6 +193,9 @@ impl Call {
         }
         for (name, value) in &self.headers {
             builder = builder.header(name, value);
+        }
+        if let Some(certificate) = self.certificate {
+            builder = builder.extension(certificate);
         }
         let none = |text: String| Answer {
             told: told.clone(),

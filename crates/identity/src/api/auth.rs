@@ -91,6 +91,7 @@ async fn issue(cx: Cx, req: Request<Credentials>) -> Result<Reply> {
     let beside = Beside {
         from: req.peer(),
         receipt: req.header("openstack-auth-receipt").map(str::to_owned),
+        certificate: req.certificate().cloned(),
         signed: super::oauth1::signed(&cx, &req),
     };
     let made = login(cx.state(), &req.body.0, &beside).await;
@@ -147,7 +148,8 @@ impl State {
     /// The caller's token with what the other services do not see of it.
     pub(crate) async fn caller<T>(&self, req: &Request<T>) -> Result<Arc<Validated>> {
         let token = req.header("x-auth-token").unwrap_or("");
-        self.tokens.validate(token).await?.ok_or_else(unauthorized)
+        let valid = self.tokens.validate(token).await?;
+        valid.filter(|v| v.good_with(req.certificate().map(|c| &*c.0))).ok_or_else(unauthorized)
     }
 }
 

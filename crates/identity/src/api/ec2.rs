@@ -205,6 +205,7 @@ async fn authenticate(
         trust_id: trust,
         access_token_id,
         federated: None,
+        thumbprint: None,
         generation,
     };
     let made = cx.tokens.issue(order).await;

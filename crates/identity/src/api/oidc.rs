@@ -483,7 +483,11 @@ async fn exchange(cx: &Cx, form: &Query, wanted: &Wanted) -> Result<Reply> {
         return Ok(oauth(400, "invalid_grant", "the subject token is none, or has ended"));
     };
     if !may_speak(&valid) {
-        return Ok(oauth(400, "invalid_grant", "the subject token is good for some requests only"));
+        return Ok(oauth(
+            400,
+            "invalid_grant",
+            "the subject token is good for some requests or connections only",
+        ));
     }
     let subject = subject(cx, &valid).await?;
     let mut reply = match oidc::tokens(cx.state(), &issuer(cx), subject, wanted).await {
@@ -497,9 +501,11 @@ async fn exchange(cx: &Cx, form: &Query, wanted: &Wanted) -> Result<Reply> {
     Ok(Reply::json(&Value::Object(reply)).header("cache-control", "no-store"))
 }
 
-/// Whether who holds a token may speak for its user elsewhere: not if it is for some requests only.
+/// Whether who holds a token may speak for its user elsewhere: not if it is for some requests only, or bound to a client
+/// certificate, which a token made of it would not be.
 fn may_speak(valid: &Validated) -> bool {
     valid.application_credential.as_ref().is_none_or(|a| a.access_rules.is_none())
+        && valid.thumbprint.is_none()
 }
 
 async fn by_application_credential(

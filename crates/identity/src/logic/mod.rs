@@ -3,6 +3,7 @@
 pub mod access;
 pub mod body;
 pub mod catalog;
+pub mod certificate;
 pub mod domain_options;
 pub mod ec2;
 pub mod inference;

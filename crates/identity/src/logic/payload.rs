@@ -19,6 +19,9 @@ use uuid::Uuid;
 /// comes last.
 const METHODS: [&str; 8] =
     ["external", "password", "token", "oauth1", "mapped", "application_credential", "ec2credential", "totp"];
+/// The method of tokens that are bound to a client certificate. Keystone's `[auth] methods` has no such method and so no bit
+/// for it: the version of the payload says it.
+pub const BY_CERTIFICATE: &str = "oauth2_credential";
 
 /// What a token is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +68,8 @@ pub struct Payload {
     pub access_token_id: Option<String>,
     /// The identity provider it came through.
     pub federated: Option<Federated>,
+    /// The thumbprint of the client certificate it is bound to, see `logic::certificate`.
+    pub thumbprint: Option<String>,
     /// Microseconds (0..1,000,000) of the moment of issue; `None` in tokens of a Python Keystone.
     pub issued_micros: Option<u32>,
     /// The user's token generation; `None` in tokens of a Python Keystone.
@@ -73,12 +78,12 @@ pub struct Payload {
 
 /// The static name of a method, if Keystone has it.
 pub fn method(name: &str) -> Option<&'static str> {
-    METHODS.iter().find(|m| **m == name).copied()
+    METHODS.iter().chain([&BY_CERTIFICATE]).find(|m| **m == name).copied()
 }
 
 /// The methods in Keystone's order, each once.
 pub fn ordered(methods: &[&'static str]) -> Vec<&'static str> {
-    METHODS.iter().filter(|m| methods.contains(m)).copied().collect()
+    METHODS.iter().chain([&BY_CERTIFICATE]).filter(|m| methods.contains(m)).copied().collect()
 }
 
 /// Packs a payload; `None` only where an audit id is not the text of 16 bytes, or a trust's id that of a UUID, or where
@@ -92,6 +97,7 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
             && payload.access_token_id.is_none()
     });
     let version = match (&payload.scope, &payload.application_credential_id) {
+        _ if payload.thumbprint.is_some() => 10,
         (PayloadScope::Project(_), None)
             if payload.access_token_id.is_some() && payload.trust_id.is_none() =>
         {
@@ -110,12 +116,23 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     if payload.access_token_id.is_some() && version != 7 {
         return None;
     }
+    let limited = payload.application_credential_id.is_some() || payload.trust_id.is_some();
+    if version == 10 && (limited || federated.is_some() || payload.scope == PayloadScope::System) {
+        return None;
+    }
     items.push(Part::Int(version));
     items.push(id_part(&payload.user_id));
     let bits =
         METHODS.iter().enumerate().filter(|(_, m)| payload.methods.contains(m)).map(|(i, _)| 1i64 << i).sum();
     items.push(Part::Int(bits));
     match &payload.scope {
+        // Project and domain, always both.
+        scope if version == 10 => {
+            let of = |id: Option<&String>| id.map_or(id_less(), |id| id_part(id));
+            let project = if let PayloadScope::Project(id) = scope { Some(id) } else { None };
+            let domain = if let PayloadScope::Domain(id) = scope { Some(id) } else { None };
+            items.extend([of(project), of(domain)]);
+        }
         PayloadScope::Unscoped => {}
         PayloadScope::Domain(id) if version == 6 => items.push(id_part(id)),
         PayloadScope::Domain(id) => items.push(match hex_uuid(id) {
@@ -144,6 +161,9 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     if let (3, Some(id)) = (version, &payload.trust_id) {
         items.push(Part::Bytes(hex_uuid(id)?));
     }
+    if let Some(thumbprint) = &payload.thumbprint {
+        items.push(Part::Many(vec![Part::Bool(false), Part::Text(thumbprint.clone())]));
+    }
     if let (Some(micros), Some(generation)) = (payload.issued_micros, payload.generation) {
         items.push(Part::Int(i64::from(micros)));
         items.push(Part::Int(i64::try_from(generation).ok()?));
@@ -151,7 +171,7 @@ pub fn pack(payload: &Payload) -> Option<Vec<u8>> {
     rmp_serde::to_vec(&Part::Many(items)).ok()
 }
 
-/// Reads a payload; `None` for what Keystone would not recognise or Allod does not speak (client certificates).
+/// Reads a payload; `None` for what Keystone would not recognise.
 pub fn unpack(bytes: &[u8]) -> Option<Payload> {
     let mut reader = bytes;
     let whole = Part::deserialize(&mut rmp_serde::Deserializer::new(&mut reader)).ok()?;
@@ -163,7 +183,11 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
     let version = items.next()?.int()?;
     let user_id = items.next()?.id()?;
     let bits = items.next()?.int()?;
-    let methods = METHODS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, m)| *m).collect();
+    let mut methods: Vec<&'static str> =
+        METHODS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, m)| *m).collect();
+    if version == 10 {
+        methods.push(BY_CERTIFICATE);
+    }
     let scope = match version {
         0 | 4 => PayloadScope::Unscoped,
         1 => PayloadScope::Domain(items.next()?.domain()?),
@@ -175,6 +199,12 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
             }
             PayloadScope::System
         }
+        10 => match (items.next()?.id_or_none()?, items.next()?.id_or_none()?) {
+            (None, None) => PayloadScope::Unscoped,
+            (Some(project), None) => PayloadScope::Project(project),
+            (None, Some(domain)) => PayloadScope::Domain(domain),
+            (Some(_), Some(_)) => return None,
+        },
         _ => return None,
     };
     let federated = if (4..=6).contains(&version) {
@@ -192,6 +222,8 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
     let audit_ids = audit_ids.filter(|a| (1..=2).contains(&a.len()))?;
     let application_credential_id = if version == 9 { Some(items.next()?.id()?) } else { None };
     let trust_id = if version == 3 { Some(items.next()?.uuid()?) } else { None };
+    // An empty one is what no certificate has; it must not pass for none.
+    let thumbprint = if version == 10 { Some(items.next()?.id().filter(|t| !t.is_empty())?) } else { None };
     let issued_micros = match items.next() {
         None => None,
         Some(part) => Some(part.int().and_then(|n| u32::try_from(n).ok()).filter(|n| *n < 1_000_000)?),
@@ -210,6 +242,7 @@ pub fn unpack(bytes: &[u8]) -> Option<Payload> {
         trust_id,
         access_token_id,
         federated,
+        thumbprint,
         issued_micros,
         generation,
     })
@@ -240,6 +273,11 @@ fn id_part(id: &str) -> Part {
     }
 }
 
+/// Where an id could be and is none.
+fn id_less() -> Part {
+    Part::Many(vec![Part::Bool(false), Part::Nil])
+}
+
 impl Part {
     fn int(self) -> Option<i64> {
         if let Part::Int(n) = self { Some(n) } else { None }
@@ -255,6 +293,11 @@ impl Part {
 
     fn uuid_hex(bytes: &[u8]) -> Option<String> {
         Uuid::from_slice(bytes).ok().map(|u| u.simple().to_string())
+    }
+
+    /// As [`Part::id`], or `[false, nil]`.
+    fn id_or_none(self) -> Option<Option<String>> {
+        if self == id_less() { Some(None) } else { self.id().map(Some) }
     }
 
     /// `[is_bytes, value]`.
@@ -376,6 +419,7 @@ mod tests {
             trust_id: None,
             access_token_id: None,
             federated: None,
+            thumbprint: None,
             issued_micros: None,
             generation: None,
         };
@@ -405,6 +449,7 @@ mod tests {
                 protocol_id: "openid".into(),
                 group_ids: vec!["33".repeat(16)],
             }),
+            thumbprint: None,
             issued_micros: None,
             generation: None,
         };
@@ -412,6 +457,40 @@ mod tests {
         assert_eq!(pack(&payload).unwrap(), expected);
         assert_eq!(unpack(&expected).unwrap(), payload);
     }
+
+    /// `msgpack.packb((10, (True, b"\x11" * 16), 0, (True, b"\x22" * 16), (False, None), 1795253084.0, [b"\x07" * 16],
+    /// (False, thumbprint)))` by Python's msgpack, as `Oauth2CredentialsScopedPayload` of Keystone 29 makes it.
+    #[test]
+    fn bound_bytes_are_those_of_python() {
+        let payload = Payload {
+            user_id: "11".repeat(16),
+            methods: vec![BY_CERTIFICATE],
+            scope: PayloadScope::Project("22".repeat(16)),
+            expires_at: Timestamp::from_secs(1_795_253_084),
+            audit_ids: vec![audit_id(7)],
+            application_credential_id: None,
+            trust_id: None,
+            access_token_id: None,
+            federated: None,
+            thumbprint: Some("JKYwccOyV3_XJzcf-R685sB8mpN0zBt2ggyOLhJhRzw=".into()),
+            issued_micros: None,
+            generation: None,
+        };
+        let expected = hex::decode(BOUND).unwrap();
+        assert_eq!(pack(&payload).unwrap(), expected);
+        assert_eq!(unpack(&expected).unwrap(), payload);
+        // What has no form is not packed as something else.
+        for wrong in [
+            Payload { scope: PayloadScope::System, ..payload.clone() },
+            Payload { application_credential_id: Some("a".into()), ..payload.clone() },
+            Payload { trust_id: Some("33".repeat(16)), ..payload.clone() },
+            Payload { access_token_id: Some("a".into()), ..payload.clone() },
+        ] {
+            assert_eq!(pack(&wrong), None);
+        }
+    }
+
+    const BOUND: &str = "980a92c3c410111111111111111111111111111111110092c3c4102222222222222222222222222222222292c2c0cb41dac058d700000091c4100707070707070707070707070707070792c2d92c4a4b597763634f7956335f584a7a63662d523638357342386d704e307a4274326767794f4c684a68527a773d";
 
     const FEDERATED: &str = "990592c3c410111111111111111111111111111111111492c3c410222222222222222222222222222222229192c3c4103333333333333333333333333333333392c2a86b6579636c6f616ba66f70656e6964cb41dac058d700000091c41007070707070707070707070707070707";
 
@@ -428,6 +507,7 @@ mod tests {
             user_id in ids(), scope in 0..4u8, id in ids(), app in proptest::option::of(ids()), trust in any::<Option<u128>>(),
             access in proptest::option::of(ids()),
             by in proptest::option::of((ids(), proptest::collection::vec(ids(), 0..3))),
+            bound in proptest::option::of("[a-zA-Z0-9_-]{43}="),
             at in 0..4_000_000_000_000_000i64, micros in 0..1_000_000u32, generation in 0..u64::MAX / 2, two in any::<bool>(),
         ) {
             let scope = match scope {
@@ -448,9 +528,12 @@ mod tests {
                 .filter(|_| access_token_id.is_none())
                 .map(|(idp_id, group_ids)| Federated { idp_id, protocol_id: "openid".into(), group_ids });
             let audit_ids = if two { vec![audit_id(1), audit_id(2)] } else { vec![audit_id(1)] };
+            let free = application_credential_id.is_none() && trust_id.is_none() && access_token_id.is_none();
+            let thumbprint = bound.filter(|_| free && federated.is_none() && scope != PayloadScope::System);
+            let by = thumbprint.as_ref().map(|_| BY_CERTIFICATE);
             let payload = Payload {
-                user_id, methods: vec!["password", "token"], scope, expires_at: Timestamp(at), audit_ids,
-                application_credential_id, trust_id, access_token_id, federated, issued_micros: Some(micros), generation: Some(generation),
+                user_id, methods: ["password", "token"].into_iter().chain(by).collect(), scope, expires_at: Timestamp(at), audit_ids,
+                application_credential_id, trust_id, access_token_id, federated, thumbprint, issued_micros: Some(micros), generation: Some(generation),
             };
             prop_assert_eq!(unpack(&pack(&payload).unwrap()), Some(payload));
         }
@@ -465,7 +548,7 @@ mod tests {
             let payload = Payload {
                 user_id: "11".repeat(16), methods: vec!["password"], scope: PayloadScope::Domain("default".into()),
                 expires_at: Timestamp(1), audit_ids: vec![audit_id(1)], application_credential_id: None, trust_id: None,
-                access_token_id: None, federated: None, issued_micros: Some(3), generation: Some(4),
+                access_token_id: None, federated: None, thumbprint: None, issued_micros: Some(3), generation: Some(4),
             };
             let mut bytes = pack(&payload).unwrap();
             if let Some(byte) = bytes.get_mut(flip) { *byte ^= with; }

@@ -172,7 +172,8 @@ async fn access_rules_are_kept_and_such_tokens_go_nowhere_they_are_not_understoo
     assert!(world.state.authenticator().authenticate(token).await.is_err());
     let compute = |method: &'static str, path: &'static str| {
         let authenticator = world.state.authenticator();
-        async move { authenticator.authenticate_for(token, "compute", method, path).await.is_ok() }
+        let request = contract::auth::Presented { service: "compute", method, path, certificate: None };
+        async move { authenticator.authenticate_for(token, request).await.is_ok() }
     };
     assert!(compute("GET", "/v2.1/servers").await);
     assert!(!compute("POST", "/v2.1/servers").await && !compute("GET", "/v2.1/servers/detail").await);
