@@ -191,7 +191,7 @@ async fn serve_metrics(
         .with_context(|| format!("cannot listen on {} (agent_listen)", config.agent_listen))?;
     let address = listener.local_addr()?;
     let pki = Pki::open(&state.path("pki"), SystemClock.now())?;
-    let tls = pki.agent_config(&[address.ip()], &[hostname()])?;
+    let tls = pki.agent_listener(&[address.ip()], &[hostname()])?;
     crate::files::write_secret(&state.path("run/agent-listening"), format!("https://{address}").as_bytes())?;
     Ok(crate::listener::serve(listener, tls, router, stop))
 }

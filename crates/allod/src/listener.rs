@@ -1,7 +1,8 @@
-//! One TLS listener for everything: HTTP/1.1 and HTTP/2, client certificates of hosts turned into [`link::Peer`].
+//! One TLS listener for everything: HTTP/1.1 and HTTP/2, client certificates turned into [`link::Peer`], [`link::Replica`] or
+//! [`api::Certificate`].
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use axum::Router;
@@ -10,10 +11,11 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio_rustls::TlsAcceptor;
 use tower::Service;
 use tracing::Instrument;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::tls::{Current, Holder, Tls};
 
 /// Connections served at once; more wait in the kernel's backlog.
 const CONNECTIONS: usize = 8192;
@@ -25,11 +27,10 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Serves until `stop` turns true, then lets open requests finish.
 pub async fn serve(
     listener: TcpListener,
-    tls: rustls::ServerConfig,
+    tls: Tls,
     router: Router,
     mut stop: watch::Receiver<bool>,
 ) -> Result<()> {
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { break };
@@ -46,9 +47,9 @@ pub async fn serve(
                 continue;
             }
         };
-        let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
+        let (tls, router, stop) = (tls.at(Instant::now()), router.clone(), stop.clone());
         tokio::spawn(async move {
-            connection(stream, acceptor, router, stop).await;
+            connection(stream, &tls, router, stop).await;
             drop(permit);
         });
     }
@@ -57,26 +58,23 @@ pub async fn serve(
     Ok(())
 }
 
-async fn connection(
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
-    router: Router,
-    mut stop: watch::Receiver<bool>,
-) {
+async fn connection(stream: TcpStream, tls: &Current, router: Router, mut stop: watch::Receiver<bool>) {
     let _ = stream.set_nodelay(true);
     let from = stream.peer_addr().map(|a| api::Peer(a.ip())).ok();
-    let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await else { return };
-    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let peer = certificate.and_then(crate::pki::host_of).map(link::Peer);
+    let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, tls.acceptor().accept(stream)).await else { return };
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let Holder { host, replica, client } = tls.holder(certificates);
     // A connection is worth no more than the certificate it was made with.
-    let good_for = certificate.and_then(|c| crate::pki::validity(c).ok()).map(|(_, end)| {
+    let good_for = certificates.first().and_then(|c| crate::pki::validity(c).ok()).map(|(_, end)| {
         let left = end.0 - base::Clock::now(&base::SystemClock).0;
         Duration::from_micros(u64::try_from(left).unwrap_or(0))
     });
-    let replica = certificate.is_some_and(crate::pki::is_replica);
     let service = tower::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        if let Some(peer) = peer {
-            request.extensions_mut().insert(peer);
+        if let Some(host) = host {
+            request.extensions_mut().insert(link::Peer(host));
+        }
+        if let Some(client) = &client {
+            request.extensions_mut().insert(client.clone());
         }
         if let Some(from) = from {
             request.extensions_mut().insert(from);

@@ -58,6 +58,8 @@ mod simulate;
 mod status;
 #[cfg(feature = "server")]
 mod telemetry;
+#[cfg(feature = "server")]
+mod tls;
 mod tools;
 #[cfg(feature = "server")]
 mod up;

@@ -17,11 +17,11 @@ use rcgen::{
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use sha2::{Digest, Sha256};
 
 use crate::files;
+use crate::tls::{Leaf, Tls};
 
 /// Certificates are dated back by so many seconds, for those whose clock is behind.
 const SLACK: i64 = 3600;
@@ -105,46 +105,40 @@ impl Pki {
         files::write_secret(&stamp, format!("{}\n{wanted}", self.now.as_secs()).as_bytes())
     }
 
-    /// TLS of a listener on `address` that others know by `names` (of hosts, or addresses), and this machine as itself.
-    pub fn listener(&self, address: IpAddr, names: &[String]) -> Result<ServerConfig> {
+    /// TLS of a listener on `address` that others know by `names` (of hosts, or addresses), and this machine as itself; with the
+    /// authorities in the file `clients`, if any.
+    pub fn listener(&self, address: IpAddr, names: &[String], clients: Option<&Path>) -> Result<Tls> {
         let mut addresses = vec![address, [127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()];
         addresses.extend(names.iter().filter_map(|n| n.parse::<IpAddr>().ok()));
         addresses.sort_unstable();
         addresses.dedup();
         let names: Vec<String> = names.iter().filter(|n| n.parse::<IpAddr>().is_err()).cloned().collect();
-        self.server_config(&addresses, &names)
-    }
-
-    /// TLS of the listener: our certificate for `addresses`; client certificates are optional and must be ours.
-    fn server_config(&self, addresses: &[IpAddr], names: &[String]) -> Result<ServerConfig> {
-        self.listener_config("server", addresses, names)
+        Tls::new(self.listener_leaf("server", &addresses, &names)?, self.ca()?, clients)
     }
 
     /// TLS of the agent's listener.
-    pub fn agent_config(&self, addresses: &[IpAddr], names: &[String]) -> Result<ServerConfig> {
-        self.listener_config("agent", addresses, names)
+    pub fn agent_listener(&self, addresses: &[IpAddr], names: &[String]) -> Result<Tls> {
+        Tls::new(self.listener_leaf("agent", addresses, names)?, self.ca()?, None)
     }
 
-    fn listener_config(&self, leaf: &str, addresses: &[IpAddr], names: &[String]) -> Result<ServerConfig> {
+    fn ca(&self) -> Result<CertificateDer<'static>> {
+        certificate(&self.path("ca.crt"))
+    }
+
+    /// Our certificate for `addresses` and `names`.
+    fn listener_leaf(&self, leaf: &str, addresses: &[IpAddr], names: &[String]) -> Result<Leaf> {
         let mut sans: Vec<SanType> = addresses.iter().map(|ip| SanType::IpAddress(*ip)).collect();
         for name in names {
             sans.push(SanType::DnsName(name.as_str().try_into().context("not a host name")?));
         }
         self.leaf(leaf, sans, ExtendedKeyUsagePurpose::ServerAuth)?;
-        let mut roots = RootCertStore::empty();
-        roots.add(certificate(&self.path("ca.crt"))?)?;
-        let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
-        let mut config = ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(
-            vec![certificate(&self.path(&format!("{leaf}.crt")))?, certificate(&self.path("ca.crt"))?],
-            key(&self.path(&format!("{leaf}.key")))?,
-        )?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(config)
+        let chain = vec![certificate(&self.path(&format!("{leaf}.crt")))?, self.ca()?];
+        Ok(Leaf { chain, key: key(&self.path(&format!("{leaf}.key")))? })
     }
 
     /// SHA-256 of the CA's certificate, hex.
     pub fn fingerprint(&self) -> Result<String> {
-        Ok(fingerprint(&certificate(&self.path("ca.crt"))?))
+        Ok(fingerprint(&self.ca()?))
     }
 
     /// Files with which the Southbound database speaks: the server's key and certificate.
@@ -218,7 +212,7 @@ impl Pki {
         identity: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
     ) -> Result<rustls::ClientConfig> {
         let mut roots = RootCertStore::empty();
-        roots.add(certificate(&self.path("ca.crt"))?)?;
+        roots.add(self.ca()?)?;
         let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
         Ok(match identity {
             Some((cert, key)) => builder.with_client_auth_cert(vec![cert], key)?,
@@ -324,7 +318,14 @@ pub fn renew_at(not_before: Timestamp, not_after: Timestamp) -> Timestamp {
     Timestamp(not_after.0 - life.max(0) / 3)
 }
 
-/// Whether a verified client certificate is that of a replica of the server.
+/// The public key of a certificate.
+pub fn public_key_of(certificate: &CertificateDer<'_>) -> Result<Vec<u8>> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let (_, parsed) = X509Certificate::from_der(certificate).context("not a certificate")?;
+    Ok(parsed.public_key().raw.to_vec())
+}
+
+/// Whether a client certificate that our CA verified is that of a replica of the server.
 pub fn is_replica(certificate: &CertificateDer<'_>) -> bool {
     use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
@@ -332,7 +333,7 @@ pub fn is_replica(certificate: &CertificateDer<'_>) -> bool {
     names.value.general_names.iter().any(|name| matches!(name, GeneralName::URI(REPLICA)))
 }
 
-/// The host named by a verified client certificate: its `urn:uuid:` subject alternative name.
+/// The host named by a client certificate that our CA verified: its `urn:uuid:` subject alternative name.
 pub fn host_of(certificate: &CertificateDer<'_>) -> Option<HostId> {
     use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
@@ -372,11 +373,11 @@ mod tests {
         pki.host_client(host).unwrap();
         let cert = certificate(&pki.path(&format!("host-{host}.crt"))).unwrap();
         assert_eq!(host_of(&cert), Some(host));
-        pki.server_config(&["127.0.0.1".parse().unwrap()], &["localhost".into()]).unwrap();
+        pki.listener("127.0.0.1".parse().unwrap(), &["localhost".into()], None).unwrap();
         let server = certificate(&pki.path("server.crt")).unwrap();
         assert_eq!(host_of(&server), None);
         let before = fs::read(pki.path("server.crt")).unwrap();
-        pki.server_config(&["127.0.0.1".parse().unwrap()], &["localhost".into()]).unwrap();
+        pki.listener("127.0.0.1".parse().unwrap(), &["localhost".into()], None).unwrap();
         assert_eq!(before, fs::read(pki.path("server.crt")).unwrap(), "a fresh certificate is kept");
     }
 

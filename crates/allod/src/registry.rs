@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::files::{only, write_secret};
 use crate::pki::Pki;
+use crate::tls::Tls;
 
 /// What a registry can be told to do.
 #[derive(Subcommand)]
@@ -273,17 +274,17 @@ impl Serve {
             .with_context(|| format!("{} and {}", chain.display(), key.display()))
     }
 
-    fn tls(&self, address: IpAddr) -> Result<(rustls::ServerConfig, Option<Arc<Shown>>)> {
+    fn tls(&self, address: IpAddr) -> Result<(Tls, Option<Arc<Shown>>)> {
         if self.tls_certificate.is_some() {
             let shown = Arc::new(Shown(RwLock::new(Arc::new(self.certified()?))));
             let mut config =
                 rustls::ServerConfig::builder().with_no_client_auth().with_cert_resolver(shown.clone());
             config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-            return Ok((config, Some(shown)));
+            return Ok((Tls::plain(config), Some(shown)));
         }
         let pki = Pki::open(&self.state.join("pki"), SystemClock.now())?;
         let mut names = self.names.clone();
         names.push("localhost".into());
-        Ok((pki.listener(address, &names)?, None))
+        Ok((pki.listener(address, &names, None)?, None))
     }
 }

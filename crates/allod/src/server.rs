@@ -20,6 +20,7 @@ use crate::config::{Config, State};
 use crate::pki::Pki;
 use crate::shared::Membership;
 use crate::telemetry::Metrics;
+use crate::tls::Tls;
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
@@ -33,7 +34,7 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     if let Some(fleet) = fleet.as_ref().filter(|_| !config.hosts_apart()) {
         simulate(state, &config, &cloud, fleet, &stopped)?;
     }
-    let tls = pki.listener(config.listen.ip(), &config.names)?;
+    let tls = listener_tls(&pki, &config)?;
     let router = cloud.router.clone().merge(crate::status::routes(
         cloud.handle.clone(),
         cloud.store.clone(),
@@ -74,6 +75,10 @@ pub async fn run(state: &State, metrics: Metrics) -> Result<()> {
     Ok(())
 }
 
+fn listener_tls(pki: &Pki, config: &Config) -> Result<Tls> {
+    pki.listener(config.listen.ip(), &config.names, config.identity.oauth2.client_ca.as_deref())
+}
+
 /// What every server has before it has services.
 struct Ground {
     _only: Flock<File>,
@@ -109,7 +114,7 @@ pub async fn identity_alone(state: &State) -> Result<()> {
     let started = cloud::identity_alone(&site, &beginning, store, clock, entropy);
     let (identity, router) = started.await?;
     let (stop, stopped) = watch::channel(false);
-    let tls = pki.listener(config.listen.ip(), &config.names)?;
+    let tls = listener_tls(&pki, &config)?;
     let serving = tokio::spawn(crate::listener::serve(listener, tls, router, stopped));
     tokio::spawn(identity.housekeeping());
     crate::files::write_secret(&state.path("run/listening"), config.url().as_bytes())?;

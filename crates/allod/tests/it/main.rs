@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
 
 mod api;
+mod clients;
 mod load;
 mod moving;
 // The same server as the store's tests start.
@@ -79,23 +80,34 @@ impl World {
 
     /// An HTTP client that trusts this cloud, and speaks for a host if it shall.
     pub fn client(&self, host: bool) -> reqwest::Client {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut roots = rustls::RootCertStore::empty();
-        let certificates =
-            |pem: String| rustls_pemfile::certs(&mut pem.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
-        roots.add(certificates(self.read("ca.crt")).remove(0)).unwrap();
-        let tls = rustls::ClientConfig::builder().with_root_certificates(roots);
-        let tls = if host {
-            let id = self.read("host_id");
-            let name = format!("pki/host-{}", id.trim());
+        self.client_with(host.then(|| {
+            let name = format!("pki/host-{}", self.read("host_id").trim());
             let key = self.read(format!("{name}.key"));
             let key = rustls_pemfile::private_key(&mut key.as_bytes()).unwrap().unwrap();
-            tls.with_client_auth_cert(certificates(self.read(format!("{name}.crt"))), key).unwrap()
-        } else {
-            tls.with_no_client_auth()
+            (certificates(&self.read(format!("{name}.crt"))), key)
+        }))
+    }
+
+    /// An HTTP client that trusts this cloud, with this certificate.
+    pub fn client_with(&self, identity: Option<Identity>) -> reqwest::Client {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificates(&self.read("ca.crt")).remove(0)).unwrap();
+        let tls = rustls::ClientConfig::builder().with_root_certificates(roots);
+        let tls = match identity {
+            Some((chain, key)) => tls.with_client_auth_cert(chain, key).unwrap(),
+            None => tls.with_no_client_auth(),
         };
         reqwest::Client::builder().use_preconfigured_tls(tls).build().unwrap()
     }
+}
+
+/// A client's certificate, with what comes with it, and its key.
+pub type Identity =
+    (Vec<rustls::pki_types::CertificateDer<'static>>, rustls::pki_types::PrivateKeyDer<'static>);
+
+fn certificates(pem: &str) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+    rustls_pemfile::certs(&mut pem.as_bytes()).collect::<Result<_, _>>().unwrap()
 }
 
 /// An HTTP client that trusts one CA.
