@@ -386,7 +386,11 @@ impl Keystone {
         }
         let mut mappings = HashSet::new();
         for row in dump.rows("mapping") {
-            let rules = row.json("rules").unwrap_or_default();
+            // Keystone writes the JSON of a text that is JSON.
+            let rules = match row.json("rules").unwrap_or_default() {
+                Value::String(text) => serde_json::from_str(&text).unwrap_or_default(),
+                rules => rules,
+            };
             if let Err(error) = Rules::parse(&rules) {
                 self.report.leave("mappings", &row.text("id"), error.public());
                 continue;

@@ -121,7 +121,7 @@ INSERT INTO `identity_provider` VALUES ('partner',1,'Partner','c3d1effe4ac24d108
 CREATE TABLE `idp_remote_ids` (`idp_id` varchar(64), `remote_id` varchar(255));
 INSERT INTO `idp_remote_ids` VALUES ('partner','https://idp.example/b'),('partner','https://idp.example/a');
 CREATE TABLE `mapping` (`id` varchar(64), `rules` text, `schema_version` varchar(5));
-INSERT INTO `mapping` VALUES ('m1','[{\\\"local\\\": [{\\\"user\\\": {\\\"name\\\": \\\"{0}\\\"}}], \\\"remote\\\": [{\\\"type\\\": \\\"sub\\\"}]}]','1.0'),('m2','[{\\\"wrong\\\": 1}]','1.0');
+INSERT INTO `mapping` VALUES ('m1','\\\"[{\\\\\\\"local\\\\\\\": [{\\\\\\\"user\\\\\\\": {\\\\\\\"name\\\\\\\": \\\\\\\"{0}\\\\\\\"}}], \\\\\\\"remote\\\\\\\": [{\\\\\\\"type\\\\\\\": \\\\\\\"sub\\\\\\\"}]}]\\\"','1.0'),('m2','[{\\\"wrong\\\": 1}]','1.0');
 CREATE TABLE `federation_protocol` (`id` varchar(64), `idp_id` varchar(64), `mapping_id` varchar(64), `remote_id_attribute` varchar(64));
 INSERT INTO `federation_protocol` VALUES ('openid','partner','m1','HTTP_OIDC_ISS'),('saml2','partner','m2',NULL);
 CREATE TABLE `service_provider` (`auth_url` varchar(256), `id` varchar(64), `enabled` tinyint(1), `description` text, `sp_url` varchar(256), `relay_state_prefix` varchar(256));
