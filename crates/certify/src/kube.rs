@@ -17,6 +17,7 @@ use crate::checks::{Finding, Level, Note, Notes, Verdict};
 use crate::facts::{Abort, Known};
 use crate::rules::{Branch, Check, OkToFail, Scope, TestCase};
 use crate::run::CaseResult;
+use crate::tree;
 
 /// Where releases and vulnerabilities of Kubernetes are told.
 #[derive(Debug, Clone)]
@@ -273,7 +274,8 @@ struct Access {
 fn access(path: &Path) -> Known<Access> {
     let told = |what: &str| Abort(format!("{}: {what}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| told(&e.to_string()))?;
-    let config: Value = serde_norway::from_str(&text).map_err(|_| told("not YAML"))?;
+    // Whoever runs the cluster wrote it.
+    let config = tree::yaml(&text).map_err(|_| told("not YAML"))?;
     let named = |list: &str, one: &str, name: &str| {
         let found = config
             .get(list)?
@@ -383,8 +385,7 @@ async fn sonobuoy(cluster: &Cluster, results: &str, arguments: &[String], ok: &[
 /// Results of sonobuoy: failures that may not be.
 fn conformance(text: &str, ok: &[OkToFail]) -> Known<Notes> {
     let mut notes = Notes::default();
-    let value: Value =
-        serde_norway::from_str(text).map_err(|_| Abort("sonobuoy's results are not YAML".into()))?;
+    let value = tree::yaml(text).map_err(|_| Abort("sonobuoy's results are not YAML".into()))?;
     let mut patterns = Vec::new();
     for rule in ok {
         let regex = Regex::new(&rule.pattern)

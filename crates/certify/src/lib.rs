@@ -25,3 +25,4 @@ pub mod rules;
 pub mod run;
 mod sign;
 pub mod tempest;
+pub mod tree;

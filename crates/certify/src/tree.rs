@@ -1,4 +1,4 @@
-//! Reads YAML or JSON into a tree of bounded size: aliases of YAML can make gigabytes of a kilobyte.
+//! Reads what others wrote in YAML or JSON into a tree of bounded size: aliases of YAML can make gigabytes of a kilobyte.
 
 use std::cell::Cell;
 use std::fmt;
@@ -46,6 +46,14 @@ impl Budget {
 /// What the format says, also for tags, keys that are lists, and numbers that JSON has not.
 pub fn read<'d, D: Deserializer<'d>>(from: D, budget: &Budget) -> Result<Value, D::Error> {
     Tree(budget).deserialize(from)
+}
+
+/// Reads YAML of one document.
+///
+/// # Errors
+/// As [`read`].
+pub fn yaml(text: &str) -> Result<Value, serde_norway::Error> {
+    read(serde_norway::Deserializer::from_str(text), &Budget::of(text.len()))
 }
 
 struct Tree<'b>(&'b Budget);
@@ -160,5 +168,30 @@ impl Visitor<'_> for Key<'_> {
     fn visit_str<E: Error>(self, value: &str) -> Result<String, E> {
         self.0.text(value)?;
         Ok(value.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_kilobyte_of_aliases_makes_no_gigabytes() {
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x]\n");
+        for n in 1..12 {
+            let before = vec![format!("*a{}", n - 1); 8].join(", ");
+            bomb.push_str(&format!("a{n}: &a{n} [{before}]\n"));
+        }
+        assert!(bomb.len() < 1024);
+        assert!(yaml(&bomb).is_err());
+        let fine = yaml("base: &b {x: 1}\none: *b\ntwo: *b\n3: {null: [true, 1.5, ~]}").unwrap();
+        assert_eq!(
+            fine,
+            json!({"base": {"x": 1}, "one": {"x": 1}, "two": {"x": 1}, "3": {"null": [true, 1.5, null]}})
+        );
+        for wrong in ["a: 1\na: 2", "a: .nan", "a: \"\\0\"", "[a]: b", "a: !t b"] {
+            assert!(yaml(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use attest::sshsig::{self, PublicKey};
 use base::{Error, Result, Timestamp};
+use certify::tree::{self, Budget};
 use serde_json::{Map, Value, json};
 
 use crate::accounts::is_name;
 use crate::logic::evaluate::RESULTS;
-use crate::tree::{self, Budget};
 
 /// Namespace of reports' signatures.
 pub const NAMESPACE: &str = "report";

@@ -17,7 +17,6 @@ pub mod logic;
 pub mod model;
 pub mod page;
 mod standing;
-mod tree;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
