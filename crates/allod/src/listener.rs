@@ -61,7 +61,15 @@ pub async fn serve(
 async fn connection(stream: TcpStream, tls: &Current, router: Router, mut stop: watch::Receiver<bool>) {
     let _ = stream.set_nodelay(true);
     let from = stream.peer_addr().map(|a| api::Peer(a.ip())).ok();
-    let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, tls.acceptor().accept(stream)).await else { return };
+    let Ok(made) = tokio::time::timeout(PATIENCE, tls.acceptor().accept(stream)).await else { return };
+    let stream = match made {
+        Ok(stream) => stream,
+        Err(error) => {
+            // A client whose certificate is refused is told no reason: here it is.
+            tracing::debug!(from = ?from.map(|p| p.0), %error, "handshake failed");
+            return;
+        }
+    };
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let Holder { host, replica, client } = tls.holder(certificates);
     // A connection is worth no more than the certificate it was made with.
