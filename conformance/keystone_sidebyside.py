@@ -6,13 +6,16 @@
 A Keystone from PyPI is filled (conformance/fixtures/fill_keystone.py), its database is dumped and imported by `allod identity import`, its
 Fernet keys are shared. Then: hashes of each of Keystone's kinds let their users in; tokens of every form that one of the two makes are
 validated by the other, and both say the same of them; tokens as JWS too, once each has the other's public key. The OAuth 1.0a dance
-is done by the unmodified keystoneclient and keystoneauth, at both; an access token of Keystone's works at Allod after the import.
+is done by the unmodified keystoneclient and keystoneauth, at both; an access token of Keystone's works at Allod after the import. OAuth 2.0 by
+client certificate (RFC 8705): tokens bound to one, by the unmodified keystoneauth at Allod, and what they say of it is what the filter of the
+unmodified keystonemiddleware makes of it.
 """
-import base64, glob, hashlib, hmac, json, os, shutil, struct, sys, tempfile, time
+import base64, glob, hashlib, hmac, json, os, shutil, ssl, struct, sys, tempfile, time, urllib.request
+from urllib.parse import urlencode
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-from common import Failed, sh
+from common import Failed, open_, sh
 from identityonly import Identity
 from realkeystone import PASSWORD, VENV, Keystone, install
 
@@ -38,6 +41,20 @@ else:
 token = session.Session(auth=oauth1.OAuth1(url, **keys), verify=verify).get_token()
 print(json.dumps({'keys': keys, 'token': token}))
 '''
+MTLS = '''
+import json, logging, ssl, sys
+from keystoneauth1 import session
+from keystoneauth1.identity.v3 import OAuth2mTlsClientCredential
+from keystonemiddleware.oauth2_mtls_token import OAuth2mTlsProtocol as Filter
+url, ca, certificate, key, client, path = sys.argv[1:7]
+plugin = OAuth2mTlsClientCredential(url, url + '/OS-OAUTH2/token', client)
+s = session.Session(auth=plugin, verify=ca, cert=(certificate, key))
+status = s.get(url + path).status_code
+said = s.get(url + '/auth/tokens', headers={'x-subject-token': s.get_token()}).json()['token']['oauth2_credential']['x5t#S256']
+class Self: log = logging.getLogger()
+fits = Filter._confirm_certificate_thumbprint(Self, said, ssl.PEM_cert_to_DER_cert(open(certificate).read()))
+print(json.dumps({'status': status, 'fits': fits, 'token': s.get_token()}))
+'''
 
 
 def step(text): print(f'{text} ... ', end='', flush=True)
@@ -49,7 +66,8 @@ class Allod(Identity):
 
     def __init__(self, state, keystone, dump):
         self.keystone, self.dump = keystone, dump
-        super().__init__(ALLOD, state, 'allod', f'[passwords]\nadmin = "{PASSWORD}"\n', PASSWORD)
+        config = f'[passwords]\nadmin = "{PASSWORD}"\n[identity.oauth2]\nclient_ca = "{state}/clients.crt"\n'
+        super().__init__(ALLOD, state, 'allod', config, PASSWORD)
 
     def before(self):
         os.symlink(self.keystone.fernet, os.path.join(self.state, 'fernet'))
@@ -74,12 +92,14 @@ def said(cloud, token):
     status, _, answer = cloud.request('GET', '/v3/auth/tokens?nocatalog', headers=headers)
     if status != 200: return status
     t = answer['token']
-    same = {k: t.get(k) for k in ('expires_at', 'audit_ids', 'project', 'domain', 'system', 'OS-TRUST:trust', 'OS-OAUTH1', 'is_domain')}
+    same = {k: t.get(k) for k in ('expires_at', 'audit_ids', 'project', 'domain', 'system', 'OS-TRUST:trust', 'OS-OAUTH1', 'oauth2_credential', 'is_domain')}
     if same['is_domain'] is None: same['is_domain'] = False
     credential = t.get('application_credential') or {}
     rules = [{k: r[k] for k in ('service', 'method', 'path')} for r in credential.get('access_rules') or []]
     user = {k: t['user'].get(k) for k in ('id', 'name', 'domain')}
-    return {**same, 'methods': sorted(t['methods']), 'user': user, 'issued_at': t['issued_at'][:19], 'roles': sorted(r['id'] for r in t.get('roles', [])),
+    # A Fernet token of Keystone's does not say `oauth2_credential`: its `[auth] methods` has no bit for it.
+    methods = sorted(m for m in t['methods'] if m != 'oauth2_credential')
+    return {**same, 'methods': methods, 'user': user, 'issued_at': t['issued_at'][:19], 'roles': sorted(r['id'] for r in t.get('roles', [])),
             'credential': (credential.get('id'), credential.get('restricted'), rules)}
 
 
@@ -87,6 +107,44 @@ def dance(cloud, project, role, keys=None):
     ca = getattr(cloud, 'ca', '')
     line = [os.path.join(VENV, 'bin/python'), '-W', 'ignore', '-c', DANCE, cloud.url + '/v3', ca, cloud.password, project, role]
     return json.loads(sh(*line, *([json.dumps(keys)] if keys else []), timeout=120))
+
+
+def certify(state, user):
+    """An authority for clients, and a certificate of it for a user: `clients.crt`, `client.crt`, `client.key`."""
+    at = lambda name: os.path.join(state, name)
+    new = ('-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes')
+    sh('openssl', 'req', '-x509', *new, '-keyout', at('clients.key'), '-out', at('clients.crt'), '-subj', '/O=Clients, "Inc"/CN=clients.test', '-days', '2')
+    sh('openssl', 'req', *new, '-keyout', at('client.key'), '-out', at('client.csr'), '-subj', f'/CN=bcrypt/UID={user}/emailAddress=bcrypt@example.org/O=Default/DC=default')
+    # Without an extension it would be of version 1, which rustls does not take.
+    with open(at('client.ext'), 'w') as f: f.write('extendedKeyUsage = clientAuth\n')
+    sh('openssl', 'x509', '-req', '-in', at('client.csr'), '-CA', at('clients.crt'), '-CAkey', at('clients.key'), '-CAcreateserial', '-days', '2',
+       '-extfile', at('client.ext'), '-out', at('client.crt'))
+    return at('client.crt'), at('client.key')
+
+
+# As in Keystone's guide; the issuer's name is told as RFC 4514 writes it.
+RULES = [{
+    'local': [{'user': {'name': '{0}', 'id': '{1}', 'email': '{2}', 'domain': {'name': '{3}', 'id': '{4}'}}}],
+    'remote': [*({'type': f'SSL_CLIENT_SUBJECT_DN_{key}'} for key in ('CN', 'UID', 'EMAILADDRESS', 'O', 'DC')),
+               {'type': 'SSL_CLIENT_ISSUER_DN_CN', 'any_one_of': ['clients.test']},
+               {'type': 'SSL_CLIENT_ISSUER_DN_O', 'any_one_of': ['Clients\\, \\"Inc\\"']}]}]
+
+
+def by_certificate(cloud, made, client=None):
+    """A token of RFC 8705: over TLS at Allod; Keystone is told what its web server would have verified."""
+    certificate, key = made['certificate']
+    form = urlencode({'grant_type': 'client_credentials', 'client_id': client or made['users']['bcrypt']}).encode()
+    request = urllib.request.Request(cloud.url + '/v3/OS-OAUTH2/token', form, {'content-type': 'application/x-www-form-urlencoded'})
+    context = None
+    if cloud.context:
+        context = ssl.create_default_context(cafile=cloud.ca)
+        context.load_cert_chain(certificate, key)
+    else:
+        text = ssl.DER_cert_to_PEM_cert(ssl.PEM_cert_to_DER_cert(open_(certificate)))
+        request.add_header('x-client-certificate', base64.b64encode(text.encode()).decode())
+    try:
+        with urllib.request.urlopen(request, context=context, timeout=30) as answer: return json.loads(answer.read())['access_token']
+    except urllib.error.HTTPError as e: return e.code, json.loads(e.read())
 
 
 def totp():
@@ -110,6 +168,7 @@ def forms(cloud, made, program):
         'access rules': auth(cloud, credential(made['robot'], 'robot-secret')),
         'trust': auth(cloud, scrypt, {'OS-TRUST:trust': {'id': made['trust']}}),
         'access token': dance(cloud, made['child'], made['reader'], program)['token'],
+        'certificate': by_certificate(cloud, made),
     }
     tokens['token'] = auth(cloud, {'methods': ['token'], 'token': {'id': tokens['unscoped']}}, child)
     return tokens
@@ -118,6 +177,7 @@ def forms(cloud, made, program):
 def exchange(a, b, made, program):
     """Tokens that `a` makes, as both see them."""
     for form, token in forms(a, made, program).items():
+        if not isinstance(token, str): raise Failed(f'{form} token of {a.name}: {token}')
         own, other = said(a, token), said(b, token)
         if own != other: raise Failed(f'{form} token of {a.name}: {a.name} says {own}, {b.name} {other}')
         forged = token[:40] + ('A' if token[40] != 'A' else 'B') + token[41:]
@@ -132,7 +192,10 @@ def run(state, running):
     install(VENV)
     keystone.prepare()
     made = json.loads(sh(os.path.join(VENV, 'bin/python'), '-W', 'ignore', os.path.join(HERE, 'fixtures/fill_keystone.py'), keystone.conf, timeout=300))
-    keystone.start()
+    made['certificate'] = certify(state, made['users']['bcrypt'])
+    keystone.start(module='keystone_front')
+    keystone.admin('PUT', '/OS-FEDERATION/mappings/oauth2_mapping', {'mapping': {'rules': RULES}})
+    keystone.admin('PATCH', f'/users/{made["users"]["bcrypt"]}', {'user': {'default_project_id': made['child']}})
     made['reader'] = keystone.role('reader')
     admin = keystone.admin('GET', '/users?name=admin')['users'][0]['id']
     keystone.admin('PUT', f'/projects/{made["child"]}/users/{admin}/roles/{made["reader"]}')
@@ -150,6 +213,7 @@ def run(state, running):
     taken, left = allod.report['taken'], allod.report['left']
     for kind in ('users', 'projects', 'trusts', 'application credentials', 'credentials', 'consumers', 'access tokens'):
         if not taken.get(kind): raise Failed(f'{kind} were not taken: {allod.report}')
+    if taken.get('mappings') != 1: raise Failed(f'{allod.report}')
     passed(f' ({sum(taken.values())} rows taken, left: {left or "none"})')
 
     step('hashes of bcrypt, bcrypt_sha256, scrypt and pbkdf2_sha512 verify')
@@ -172,6 +236,16 @@ def run(state, running):
     dance(allod, made['child'], made['reader'])
     passed()
 
+    step('a certificate gets a bound token, by keystoneauth at Allod, that keystonemiddleware knows it by')
+    mtls = json.loads(sh(os.path.join(VENV, 'bin/python'), '-W', 'ignore', '-c', MTLS, allod.url + '/v3', allod.ca, *made['certificate'],
+                         made['users']['bcrypt'], '/auth/projects', timeout=120))
+    if (mtls['status'], mtls['fits']) != (200, True): raise Failed(f'{mtls}')
+    if allod.request('GET', '/v3/auth/projects', headers={'x-auth-token': mtls['token']})[0] != 401: raise Failed('it is good without its certificate')
+    for cloud in (keystone, allod):
+        refused = by_certificate(cloud, made, made['users']['scrypt'])
+        if refused != (401, {'error': 'invalid_client', 'error_description': 'Client authentication failed.'}): raise Failed(f'{cloud.name}: {refused}')
+    passed()
+
     for kind in ('Fernet', 'JWS'):
         if kind == 'JWS':
             for cloud in (allod, keystone): cloud.stop()
@@ -180,7 +254,7 @@ def run(state, running):
             keystone.configure(provider='jws')
             for file in glob.glob(os.path.join(allod.state, 'jws-public-keys/*')): shutil.copy(file, keystone.public)
             shutil.copy(os.path.join(keystone.public, 'public.pem'), os.path.join(allod.state, 'jws-public-keys/keystone.pem'))
-            keystone.start()
+            keystone.start(module='keystone_front')
         for a, b in ((keystone, allod), (allod, keystone)):
             step(f'{kind} tokens of {a.name}, of each form, validated by {b.name}')
             exchange(a, b, made, program)

@@ -6,6 +6,7 @@ from identityonly import Identity
 
 # Upper bounds as in OpenStack's constraints of 2026.1: oslo.policy 6 has no enforce_scope, setuptools 82 no pkg_resources.
 PACKAGES = ['keystone>=29,<30', 'oslo.policy<6', 'setuptools<81', 'pyuwsgi']
+FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'fixtures')
 VENV = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), '.venv-keystone')
 PASSWORD = 'adminpw'
 
@@ -66,13 +67,13 @@ backend = dogpile.cache.memory
         for d, file in ((self.private, 'private.pem'), (self.public, 'public.pem')): shutil.move(os.path.join(self.dir, file), os.path.join(d, file))
         self.manage('bootstrap', '--bootstrap-password', PASSWORD, '--bootstrap-region-id', 'RegionOne', '--bootstrap-public-url', 'http://127.0.0.1/v3')
 
-    def start(self, workers=1):
+    def start(self, workers=1, module='keystone.wsgi.api:application'):
         with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
         env = {**os.environ, 'OS_KEYSTONE_CONFIG_FILES': self.conf, 'PYTHONWARNINGS': 'ignore'}
         env.pop('PYTHONDONTWRITEBYTECODE', None)
         self.log = open(os.path.join(self.dir, 'log'), 'w')
         self.process = subprocess.Popen(
-            [os.path.join(self.venv, 'bin/uwsgi'), '--http11-socket', f'127.0.0.1:{port}', '--module', 'keystone.wsgi.api:application', '--virtualenv', self.venv,
+            [os.path.join(self.venv, 'bin/uwsgi'), '--http11-socket', f'127.0.0.1:{port}', '--module', module, '--pythonpath', FIXTURES, '--virtualenv', self.venv,
              '--master', '--processes', str(workers), '--enable-threads', '--lazy-apps', '--thunder-lock', '--die-on-term', '--need-app', '--disable-logging',
              '--buffer-size', '65535'], env=env, stdout=self.log, stderr=self.log)
         self.url = f'http://127.0.0.1:{port}'
