@@ -7,7 +7,7 @@ use federation::mapping::Rules;
 use serde_json::{Map, Value, json};
 use store::{Query, Tx};
 
-use super::{Cx, entity, listed, listed_all, one};
+use super::{Cx, Entity, entity, listed, listed_all, one};
 use crate::directory;
 use crate::federation::model::{
     FederatedUser, FrontEnd, IdentityProvider, Mapping, Oidc, OidcOwnClient, Protocol, RemoteId,
@@ -227,10 +227,11 @@ async fn list_idps(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn show_idp(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let id = req.param("idp_id").to_owned();
-    let found = cx.read(move |tx| need_idp(tx, &id)).await?;
-    Ok(one("identity_provider", idp_wire(&cx, &found)))
+    IDP_ENTITY.show(&cx, req.param("idp_id")).await
 }
+
+const IDP_ENTITY: Entity<IdentityProvider> =
+    Entity { key: "identity_provider", need: need_idp, wire: idp_wire };
 
 fn need_idp(tx: &mut Tx<'_>, id: &str) -> Result<IdentityProvider> {
     tx.get::<IdentityProvider>(&id.to_owned())?.ok_or_else(|| no_such("Identity Provider", id))
@@ -410,17 +411,12 @@ async fn update_idp(cx: Cx, req: Request<Doc<IdpUpdate>>) -> Result<Reply> {
     let id = req.param("idp_id").to_owned();
     let fields = req.body.check()?;
     let own = cx.clone();
-    let made = cx
-        .write(move |tx| {
-            let mut idp = need_idp(tx, &id)?;
-            change_idp(&mut idp, &mut fields.clone(), &|text| own.seal_secret(text))?;
-            tx.update(&mut idp)?;
-            keep_remote_ids(tx, &idp)?;
-            directory::touch_all(tx)?;
-            Ok(idp)
-        })
-        .await?;
-    Ok(one("identity_provider", idp_wire(&cx, &made)))
+    let change = move |tx: &mut Tx<'_>, idp: &mut IdentityProvider| {
+        change_idp(idp, &mut fields.clone(), &|text| own.seal_secret(text))?;
+        keep_remote_ids(tx, idp)?;
+        directory::touch_all(tx)
+    };
+    IDP_ENTITY.update(&cx, &id, change).await
 }
 
 async fn delete_idp(cx: Cx, req: Request<()>) -> Result<Reply> {
@@ -579,10 +575,10 @@ async fn list_mappings(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn show_mapping(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let id = req.param("mapping_id").to_owned();
-    let found = cx.read(move |tx| need_mapping(tx, &id)).await?;
-    Ok(one("mapping", mapping_wire(&cx, &found)))
+    MAPPING_ENTITY.show(&cx, req.param("mapping_id")).await
 }
+
+const MAPPING_ENTITY: Entity<Mapping> = Entity { key: "mapping", need: need_mapping, wire: mapping_wire };
 
 fn checked_rules(fields: &mut Fields) -> Result<Value> {
     let rules = fields.objects("rules").unwrap_or_default();
@@ -595,38 +591,26 @@ async fn create_mapping(cx: Cx, req: Request<Doc<MappingBody>>) -> Result<Reply>
     let id = new_id(&req, "mapping_id")?;
     let mut fields = req.body.check()?;
     let mapping = Mapping {
-        id,
+        id: id.clone(),
         meta: store::Meta::default(),
         rules: checked_rules(&mut fields)?,
         schema_version: fields.text("schema_version").unwrap_or_else(|| "1.0".into()),
     };
-    let made = cx
-        .write(move |tx| {
-            let mut mapping = mapping.clone();
-            let id = mapping.id.clone();
-            told(tx.insert(&mut mapping), "mapping", || format!("Duplicate entry found with ID {id}"))?;
-            Ok(mapping)
-        })
-        .await?;
-    Ok(one("mapping", mapping_wire(&cx, &made)))
+    MAPPING_ENTITY.create(&cx, mapping, &id).await
 }
 
 async fn update_mapping(cx: Cx, req: Request<Doc<MappingBody>>) -> Result<Reply> {
     let id = req.param("mapping_id").to_owned();
     let mut fields = req.body.check()?;
     let (rules, version) = (checked_rules(&mut fields)?, fields.text("schema_version"));
-    let made = cx
-        .write(move |tx| {
-            let mut mapping = need_mapping(tx, &id)?;
-            mapping.rules.clone_from(&rules);
-            if let Some(version) = &version {
-                mapping.schema_version.clone_from(version);
-            }
-            tx.update(&mut mapping)?;
-            Ok(mapping)
-        })
-        .await?;
-    Ok(one("mapping", mapping_wire(&cx, &made)))
+    let change = move |_: &mut Tx<'_>, mapping: &mut Mapping| {
+        mapping.rules.clone_from(&rules);
+        if let Some(version) = &version {
+            mapping.schema_version.clone_from(version);
+        }
+        Ok(())
+    };
+    MAPPING_ENTITY.update(&cx, &id, change).await
 }
 
 async fn delete_mapping(cx: Cx, req: Request<()>) -> Result<Reply> {
@@ -680,16 +664,16 @@ async fn list_sps(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn show_sp(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let id = req.param("sp_id").to_owned();
-    let found = cx.read(move |tx| need_sp(tx, &id)).await?;
-    Ok(one("service_provider", sp_wire(&cx, &found)))
+    SP_ENTITY.show(&cx, req.param("sp_id")).await
 }
+
+const SP_ENTITY: Entity<ServiceProvider> = Entity { key: "service_provider", need: need_sp, wire: sp_wire };
 
 async fn create_sp(cx: Cx, req: Request<Doc<SpCreate>>) -> Result<Reply> {
     let id = new_id(&req, "sp_id")?;
     let mut fields = req.body.check()?;
     let mut sp = ServiceProvider {
-        id,
+        id: id.clone(),
         meta: store::Meta::default(),
         auth_url: String::new(),
         sp_url: String::new(),
@@ -698,29 +682,17 @@ async fn create_sp(cx: Cx, req: Request<Doc<SpCreate>>) -> Result<Reply> {
         relay_state_prefix: "ss:mem:".into(),
     };
     change_sp(&mut sp, &mut fields);
-    let made = cx
-        .write(move |tx| {
-            let mut sp = sp.clone();
-            let id = sp.id.clone();
-            told(tx.insert(&mut sp), "service_provider", || format!("Duplicate entry found with ID {id}"))?;
-            Ok(sp)
-        })
-        .await?;
-    Ok(one("service_provider", sp_wire(&cx, &made)))
+    SP_ENTITY.create(&cx, sp, &id).await
 }
 
 async fn update_sp(cx: Cx, req: Request<Doc<SpUpdate>>) -> Result<Reply> {
     let id = req.param("sp_id").to_owned();
     let fields = req.body.check()?;
-    let made = cx
-        .write(move |tx| {
-            let mut sp = need_sp(tx, &id)?;
-            change_sp(&mut sp, &mut fields.clone());
-            tx.update(&mut sp)?;
-            Ok(sp)
-        })
-        .await?;
-    Ok(one("service_provider", sp_wire(&cx, &made)))
+    let change = move |_: &mut Tx<'_>, sp: &mut ServiceProvider| {
+        change_sp(sp, &mut fields.clone());
+        Ok(())
+    };
+    SP_ENTITY.update(&cx, &id, change).await
 }
 
 async fn delete_sp(cx: Cx, req: Request<()>) -> Result<Reply> {

@@ -39,6 +39,7 @@ use store::{Query, Resource, Tx};
 
 use crate::logic::body::invalid;
 use crate::state::State;
+use crate::words::told;
 pub(crate) use catalog::plain_region;
 pub use rules::POLICY;
 pub(crate) use users::{PasswordChange, set_password};
@@ -224,6 +225,53 @@ where
     R: Resource + Send,
 {
     listed_from(cx, req, key, Query::new(), |_: &R| true, wire, filters).await
+}
+
+/// How one kind of thing that has no owner is found by its id, and shown.
+pub(crate) struct Entity<R> {
+    /// Its name in bodies.
+    pub key: &'static str,
+    /// Reads it, or tells that it is not there.
+    pub need: fn(&mut Tx<'_>, &str) -> Result<R>,
+    /// As it is shown.
+    pub wire: fn(&Cx, &R) -> Value,
+}
+
+impl<R: Resource + Clone + Send + Sync + 'static> Entity<R> {
+    /// Shows it.
+    pub(crate) async fn show(&self, cx: &Cx, id: &str) -> Result<Reply> {
+        let (id, need) = (id.to_owned(), self.need);
+        let found = cx.read(move |tx| need(tx, &id)).await?;
+        Ok(one(self.key, (self.wire)(cx, &found)))
+    }
+
+    /// Writes it under an id that must not be taken.
+    pub(crate) async fn create(&self, cx: &Cx, made: R, id: &str) -> Result<Reply> {
+        let (id, key) = (id.to_owned(), self.key);
+        let insert = move |tx: &mut Tx<'_>| {
+            let mut made = made.clone();
+            told(tx.insert(&mut made), key, || format!("Duplicate entry found with ID {id}"))?;
+            Ok(made)
+        };
+        let made = cx.write(insert).await?;
+        Ok(one(self.key, (self.wire)(cx, &made)))
+    }
+
+    /// Changes it, with what hangs on it.
+    pub(crate) async fn update<F>(&self, cx: &Cx, id: &str, change: F) -> Result<Reply>
+    where
+        F: Fn(&mut Tx<'_>, &mut R) -> Result<()> + Send + Sync + 'static,
+    {
+        let (id, need) = (id.to_owned(), self.need);
+        let update = move |tx: &mut Tx<'_>| {
+            let mut held = need(tx, &id)?;
+            change(tx, &mut held)?;
+            tx.update(&mut held)?;
+            Ok(held)
+        };
+        let made = cx.write(update).await?;
+        Ok(one(self.key, (self.wire)(cx, &made)))
+    }
 }
 
 /// Writes a new thing that nothing else hangs on.

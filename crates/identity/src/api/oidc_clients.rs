@@ -5,7 +5,7 @@ use base::Result;
 use serde_json::{Map, Value, json};
 use store::{Query, Tx};
 
-use super::{Cx, entity, inserted, listed_all, one};
+use super::{Cx, Entity, entity, inserted, listed_all, one};
 use crate::federation::model::{OidcClient, OidcGrant};
 use crate::federation::no_such;
 use crate::logic::body::{Doc, Fields, Kind, invalid, may, must, shape};
@@ -82,10 +82,10 @@ async fn list(cx: Cx, req: Request<()>) -> Result<Reply> {
 }
 
 async fn show(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let id = req.param("client_id").to_owned();
-    let found = cx.read(move |tx| need(tx, &id)).await?;
-    Ok(one("client", wire(&cx, &found)))
+    CLIENT_ENTITY.show(&cx, req.param("client_id")).await
 }
+
+const CLIENT_ENTITY: Entity<OidcClient> = Entity { key: "client", need, wire };
 
 /// HTTPS; plain HTTP and schemes of their own for programs on the user's machine.
 fn redirect_is_fine(uri: &str) -> bool {
@@ -153,15 +153,8 @@ async fn create(cx: Cx, req: Request<Doc<ClientCreate>>) -> Result<Reply> {
 async fn update(cx: Cx, req: Request<Doc<ClientUpdate>>) -> Result<Reply> {
     let id = req.param("client_id").to_owned();
     let fields = req.body.check()?;
-    let made = cx
-        .write(move |tx| {
-            let mut client = need(tx, &id)?;
-            change(&mut client, &mut fields.clone())?;
-            tx.update(&mut client)?;
-            Ok(client)
-        })
-        .await?;
-    Ok(one("client", wire(&cx, &made)))
+    let change = move |_: &mut Tx<'_>, client: &mut OidcClient| change(client, &mut fields.clone());
+    CLIENT_ENTITY.update(&cx, &id, change).await
 }
 
 async fn delete(cx: Cx, req: Request<()>) -> Result<Reply> {
