@@ -250,7 +250,7 @@ async fn judge(args: Run) -> Result<ExitCode> {
     };
     let judged = match args.scope {
         Kind::Iaas => iaas(&args, &scope, &cases, &beyond_rules).await?,
-        Kind::Kaas => kaas(&args, &scope, &cases).await?,
+        Kind::Kaas => kaas(&args, &scope, &cases, &beyond_rules).await?,
     };
     let mut all = judged.results.clone();
     all.extend(answered.iter().cloned());
@@ -431,8 +431,10 @@ async fn iaas(args: &Run, scope: &Scope, cases: &[&TestCase], beyond: &[TestCase
     })
 }
 
-async fn kaas(args: &Run, scope: &Scope, cases: &[&TestCase]) -> Result<Judged> {
+async fn kaas(args: &Run, scope: &Scope, cases: &[&TestCase], beyond: &[TestCase]) -> Result<Judged> {
     let kubeconfig = args.kubeconfig.clone().context("--scope kaas needs --kubeconfig FILE")?;
+    let subject =
+        args.subject.clone().context("--scope kaas needs --subject NAME (NAME-1.36: each branch is one)")?;
     let mut sources = kube::Sources::default();
     let given = [
         (&args.kubernetes_releases, &mut sources.releases),
@@ -454,12 +456,12 @@ async fn kaas(args: &Run, scope: &Scope, cases: &[&TestCase]) -> Result<Judged> 
         now: SystemClock.now(),
     };
     let results = kube::run(&cluster, scope, cases, progress(cases.len())).await;
-    let subject =
-        args.subject.clone().context("--scope kaas needs --subject NAME (NAME-1.36: each branch is one)")?;
+    let beyond: Vec<&TestCase> = beyond.iter().collect();
+    let more = kube::run(&cluster, scope, &beyond, progress(beyond.len())).await;
     Ok(Judged {
         subject,
         results,
-        beyond: Vec::new(),
+        beyond: more,
         calls: 0,
         assignment: vec![
             ("execution_mode".into(), args.execution_mode.clone()),

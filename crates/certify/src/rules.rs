@@ -12,6 +12,7 @@ const IAAS: &str = include_str!("../data/iaas.yaml");
 const KAAS: &str = include_str!("../data/kaas.yaml");
 /// What upstream does not check.
 const BEYOND_IAAS: &str = include_str!("../data/beyond-iaas.yaml");
+const BEYOND_KAAS: &str = include_str!("../data/beyond-kaas.yaml");
 
 /// What is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -229,6 +230,10 @@ pub enum Check {
         results: String,
         arguments: Vec<String>,
     },
+    NodeLabels {
+        labels: Vec<String>,
+    },
+    DefaultStorageClass,
     Manual {
         questions: Vec<String>,
     },
@@ -333,13 +338,12 @@ impl Scope {
 
     /// The set `beyond` of a scope.
     pub fn beyond(kind: Kind) -> Result<Vec<TestCase>> {
-        match kind {
-            Kind::Iaas => {
-                let value: Value = serde_norway::from_str(BEYOND_IAAS).context("rules")?;
-                Ok(serde_json::from_value::<Beyond>(value).context("rules")?.testcases)
-            }
-            Kind::Kaas => Ok(Vec::new()),
-        }
+        let text = match kind {
+            Kind::Iaas => BEYOND_IAAS,
+            Kind::Kaas => BEYOND_KAAS,
+        };
+        let value: Value = serde_norway::from_str(text).context("rules")?;
+        Ok(serde_json::from_value::<Beyond>(value).context("rules")?.testcases)
     }
 
     /// Versions and how far they hold on `date` (`YYYY-MM-DD`), as the rules list them.
@@ -391,7 +395,7 @@ mod tests {
             iaas.on("2026-11-21").iter().flat_map(|(v, _)| iaas.targets(v).remove("main").unwrap()).collect();
         assert_eq!(union.len(), 57);
         assert_eq!(main(&Scope::builtin(Kind::Kaas).unwrap(), "v1"), 3);
-        assert!(!Scope::beyond(Kind::Iaas).unwrap().is_empty());
+        assert!([Kind::Iaas, Kind::Kaas].iter().all(|k| !Scope::beyond(*k).unwrap().is_empty()));
     }
 
     #[test]

@@ -166,9 +166,10 @@ async fn notes(check: &Check, facts: &Facts) -> Known<Notes> {
         Check::ImageUpload => beyond::image_upload(facts).await,
         Check::GuestEntropy { expect } => guest::entropy(facts.guest().await?.as_ref(), expect),
         Check::GuestFips { failures } => guest::fips(facts.guest().await?.as_ref(), *failures),
-        Check::KubernetesVersion { .. } | Check::Sonobuoy { .. } => {
-            Err(Abort("this case is about a cluster".into()))
-        }
+        Check::KubernetesVersion { .. }
+        | Check::Sonobuoy { .. }
+        | Check::NodeLabels { .. }
+        | Check::DefaultStorageClass => Err(Abort("this case is about a cluster".into())),
         Check::Manual { .. } => Err(Abort("a person has to answer this".into())),
         Check::Unavailable => Err(Abort("there is no check behind this case".into())),
     }

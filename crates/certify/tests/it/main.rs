@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod cluster_variants;
 mod clusters;
 mod stub;
+mod stubcluster;
 mod variants;
 
 use std::collections::{BTreeMap, BTreeSet};
