@@ -45,11 +45,12 @@ sidebyside: ## a real Keystone (PyPI) and Allod on its imported database: each v
 	cargo build --release --locked -p allod
 	python3 conformance/keystone_sidebyside.py $(RELEASE)
 
-certify-parity: ## allod certify and upstream's unmodified scripts against Allod and against clouds broken in one place: the same verdicts
+certify-parity: ## allod certify and upstream's unmodified scripts against Allod and against clouds and clusters broken in one place: the same verdicts
 	scripts/setup build run test
 	cargo build --release --locked -p allod
-	cargo build --release --locked -p certify --example stubcloud
-	conformance/certify.py $(RELEASE) --server $(RELEASE) --stub $(dir $(RELEASE))examples/stubcloud --monitor --kills 20
+	cargo build --release --locked -p certify --example stubcloud --example stubcluster
+	conformance/certify.py $(RELEASE) --server $(RELEASE) --stub $(dir $(RELEASE))examples/stubcloud \
+	  --clusters $(dir $(RELEASE))examples/stubcluster --monitor --kills 20
 
 registry-parity: ## the same reports to upstream's compliance monitor and to allod registry, the same answers
 	scripts/setup build run test

@@ -410,10 +410,14 @@ fn access(list: &mut List) {
         cluster(w, "insecure-skip-tls-verify", Some(json!(true)));
     });
     list.add(VERSION, "token-wrong", Abort, |w| w.kubeconfig["users"][0]["user"]["token"] = json!("another"));
-    list.add(VERSION, "token-beside", Pass, |w| {
-        w.kubeconfig["users"][0]["user"] = json!({"tokenFile": "token"});
-        w.files.insert("token".into(), "key-of-the-cluster\n".into());
-    });
+    for (what, text) in
+        [("token-beside", "key-of-the-cluster"), ("token-beside-line", "key-of-the-cluster\n")]
+    {
+        list.add(VERSION, what, Pass, move |w| {
+            w.kubeconfig["users"][0]["user"] = json!({"tokenFile": "token"});
+            w.files.insert("token".into(), text.into());
+        });
+    }
     list.add(VERSION, "anonymous", Abort, |w| w.kubeconfig["users"][0]["user"] = json!({}));
     list.add(VERSION, "no-current-context", Abort, |w| {
         w.kubeconfig.as_object_mut().unwrap().remove("current-context");

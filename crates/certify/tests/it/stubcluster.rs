@@ -172,7 +172,8 @@ where
 
 impl World {
     fn answer(&self, request: &Request<Body>) -> Response<Body> {
-        let path = request.uri().path();
+        // Clients of Kubernetes ask for `/version/`.
+        let path = request.uri().path().trim_end_matches('/');
         let of_kubernetes = [RELEASES, FEED, RECORDS].iter().any(|p| path.starts_with(p));
         let said = request.headers().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
         let answer = match self.answers.get(path) {

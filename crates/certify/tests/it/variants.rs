@@ -525,6 +525,9 @@ fn volumes(all: &mut All) {
             .or_default()
             .push(json!({"id": "n", "name": null, "status": "in-use", "attachments": []}));
     });
+    // Its own service does not run; what it made stays.
+    let backups = "DELETE volume/v3/5f705f705f705f705f705f705f705f70/backups";
+    all.pass(case, "backup-may-not-delete", fault(backups, 404));
     all.pass(case, "slow", |w| w.slow = 3);
     all.pass(case, "others-things", |w| {
         w.things
