@@ -281,16 +281,16 @@ async fn gone(service: &Service, place: &Place, id: &str, pace: Pace) -> Result<
     let begin = Instant::now();
     let path = format!("{}/{id}", place.path);
     let deletion = if place.list == "loadbalancers" { format!("{path}?cascade=true") } else { path.clone() };
-    loop {
-        match service.delete(&deletion).await {
-            Ok(()) => break,
+    let known = loop {
+        match service.delete_known(&deletion).await {
+            Ok(known) => break known,
             // 400: Cinder about a volume that is still being written; 409: in use, or not to be changed just now.
             Err(e) if matches!(e.status(), Some(400 | 409)) && begin.elapsed() < pace.limit => {
                 tokio::time::sleep(pace.poll).await;
             }
             Err(e) => return Err(e),
         }
-    }
+    };
     if place.one.is_empty() {
         return Ok(());
     }
@@ -303,6 +303,10 @@ async fn gone(service: &Service, place: &Place, id: &str, pace: Pace) -> Result<
                 // Octavia shows what was deleted for a while.
                 if status.eq_ignore_ascii_case("deleted") {
                     return Ok(());
+                }
+                // Cinder about a backup, where the service that could delete it does not run.
+                if !known && !status.to_ascii_lowercase().contains("delet") {
+                    return Err(Error::protocol(format!("{path} is there, and its deletion answers 404")));
                 }
                 let failed = status.eq_ignore_ascii_case("error_deleting");
                 if failed || begin.elapsed() > pace.limit {

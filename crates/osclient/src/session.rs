@@ -342,9 +342,14 @@ impl Service {
 
     /// `DELETE`; what is not there is deleted.
     pub async fn delete(&self, path: &str) -> Result<()> {
+        self.delete_known(path).await.map(drop)
+    }
+
+    /// The same, and whether there was such a thing.
+    pub(crate) async fn delete_known(&self, path: &str) -> Result<bool> {
         match self.call(Method::DELETE, path, None).await {
-            Err(e) if e.status() == Some(404) => Ok(()),
-            other => other.map(drop),
+            Err(e) if e.status() == Some(404) => Ok(false),
+            other => other.map(|_| true),
         }
     }
 
