@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use attest::SigningKey;
+use axum::extract::{ConnectInfo, Request};
+use axum::middleware::map_request;
 use base::{Clock, Entropy, SystemClock};
 use certify::rules::{Kind, Scope};
 use clap::{Args, Subcommand};
@@ -162,6 +164,25 @@ impl ResolvesServerCert for Shown {
     }
 }
 
+/// Tells the registry who asks: the other end of the connection.
+async fn direct(mut request: Request) -> Request {
+    if let Some(api::Peer(address)) = request.extensions().get().copied() {
+        request.extensions_mut().insert(registry::api::Client(address));
+    }
+    request
+}
+
+/// The same on a loopback address: whom the proxy adds at the end of `X-Forwarded-For`. Without a proxy, the other end.
+async fn behind_proxy(mut request: Request) -> Request {
+    let told = || request.headers().get_all("x-forwarded-for").iter().next_back()?.to_str().ok();
+    let forwarded = || told()?.rsplit(',').next()?.trim().parse().ok();
+    let peer = || request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    if let Some(address) = forwarded().or_else(peer) {
+        request.extensions_mut().insert(registry::api::Client(address));
+    }
+    request
+}
+
 impl Serve {
     fn bootstrap(&self) -> PathBuf {
         self.bootstrap.clone().unwrap_or_else(|| self.state.join("bootstrap.yaml"))
@@ -217,12 +238,15 @@ impl Serve {
         let (stop, mut stopped) = watch::channel(false);
         let (shown, serving) = if self.plain_http {
             let until = async move { crate::command::stopped(&mut stopped).await };
+            let router = router.layer(map_request(behind_proxy));
+            let router = router.into_make_service_with_connect_info::<SocketAddr>();
             let serving = async move {
                 axum::serve(listener, router).with_graceful_shutdown(until).await.map_err(Into::into)
             };
             (None, tokio::spawn(serving))
         } else {
             let (tls, shown) = self.tls(address.ip())?;
+            let router = router.layer(map_request(direct));
             (shown, tokio::spawn(crate::listener::serve(listener, tls, router, stopped)))
         };
         write_secret(&self.state.join("listening"), format!("{scheme}://{address}").as_bytes())?;

@@ -10,6 +10,18 @@ pub use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{Entropy, Error};
 
+/// The part of an address that tells one client from another: who has one IPv6 address of a /64 has all of them.
+pub fn client_network(address: std::net::IpAddr) -> std::net::IpAddr {
+    match address.to_canonical() {
+        std::net::IpAddr::V6(v6) => {
+            let mut parts = v6.segments();
+            parts[4..].fill(0);
+            std::net::IpAddr::from(parts)
+        }
+        v4 => v4,
+    }
+}
+
 /// A MAC address; shown lower-case with colons.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddr(pub [u8; 6]);

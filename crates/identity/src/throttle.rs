@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use base::net::client_network;
 use base::{Error, Kind, Result, Timestamp};
 use parking_lot::Mutex;
 
@@ -34,25 +35,13 @@ impl Count {
 #[derive(Debug, Default)]
 pub struct Throttle(Mutex<HashMap<(IpAddr, String), Count>>);
 
-/// Neighbours in an IPv6 network are one: who has one address of a /64 has all.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let mut parts = v6.segments();
-            parts[4..].fill(0);
-            IpAddr::from(parts)
-        }
-        v4 => v4,
-    }
-}
-
 impl Throttle {
     /// Whether `from` may try now.
     ///
     /// # Errors
     /// `TooManyRequests`.
     pub fn admit(&self, from: Option<IpAddr>, whom: &str, now: Timestamp) -> Result<()> {
-        let Some(from) = from.map(network) else { return Ok(()) };
+        let Some(from) = from.map(client_network) else { return Ok(()) };
         let counts = self.0.lock();
         let of = |whom: &str| counts.get(&(from, whom.to_owned())).map_or(0.0, |c| c.now(now));
         if of("") < OF_ADDRESS && (whom.is_empty() || of(whom) < OF_ACCOUNT) {
@@ -63,7 +52,7 @@ impl Throttle {
 
     /// Notes a failure.
     pub fn failed(&self, from: Option<IpAddr>, whom: &str, now: Timestamp) {
-        let Some(from) = from.map(network) else { return };
+        let Some(from) = from.map(client_network) else { return };
         let mut counts = self.0.lock();
         if counts.len() >= MOST {
             counts.retain(|_, count| count.now(now) > 0.0);

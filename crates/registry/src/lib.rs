@@ -14,16 +14,18 @@ pub mod api;
 pub mod certificate;
 pub mod intake;
 pub mod logic;
+mod logins;
 pub mod model;
 pub mod page;
 mod standing;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use attest::SigningKey;
-use base::{Entropy, Error, Kind, Result, Timestamp};
+use base::{Entropy, Error, Result, Timestamp};
 use certify::rules::Scope;
 use parking_lot::RwLock;
 use store::Store;
@@ -31,11 +33,7 @@ use tokio::sync::Semaphore;
 
 use crate::accounts::{Account, Accounts};
 use crate::logic::evaluate::Rules;
-
-/// Passwords verified at once: each takes 64 MiB and some tenths of a second.
-const VERIFIED_AT_ONCE: usize = 2;
-/// Logins that wait; more are sent away.
-const WAITING: usize = 64;
+use crate::logins::Logins;
 
 /// Uploads read and histories worked out at once.
 const WORKED_ON_AT_ONCE: usize = 2;
@@ -48,8 +46,7 @@ pub struct Registry {
     rules: BTreeMap<String, Arc<Rules>>,
     accounts: RwLock<Arc<Accounts>>,
     url: String,
-    verifying: Semaphore,
-    waiting: Semaphore,
+    logins: Logins,
     working: Semaphore,
 }
 
@@ -81,8 +78,7 @@ impl Registry {
             rules,
             accounts: RwLock::new(Arc::new(accounts)),
             url: format!("{}/", url.trim_end_matches('/')),
-            verifying: Semaphore::new(VERIFIED_AT_ONCE),
-            waiting: Semaphore::new(WAITING),
+            logins: Logins::new(),
             working: Semaphore::new(WORKED_ON_AT_ONCE),
         }))
     }
@@ -139,18 +135,14 @@ impl Registry {
         self.working.acquire().await.map_err(|_| Error::unavailable("The registry ends."))
     }
 
-    /// The account of a name and its password.
+    /// The account of a name and its password, asked for by `from`.
     ///
     /// # Errors
     /// `Unauthenticated`, after the same time whether there is such an account or not; `TooManyRequests` where too many
     /// wait already.
-    pub async fn login(&self, name: &str, password: String) -> Result<Arc<Account>> {
+    pub async fn login(&self, from: Option<IpAddr>, name: &str, password: String) -> Result<Arc<Account>> {
         let wrong = || Error::unauthenticated("Incorrect username or password");
-        let _waiting = self
-            .waiting
-            .try_acquire()
-            .map_err(|_| Error::new(Kind::TooManyRequests, "Too many logins at once; try again."))?;
-        let _turn = self.verifying.acquire().await.map_err(|_| wrong())?;
+        let _turn = self.logins.turn(from).await?;
         let account = self.accounts().get(name).cloned();
         let verified = tokio::task::spawn_blocking(move || match account {
             Some(account) if account.opens(&password) => Some(account),

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json as value};
 use store::{Order, Query};
 
-use super::{Answer, LARGEST, Parameters, Site, body, content_type, json, login, permit};
+use super::{Answer, Caller, LARGEST, Parameters, Site, body, content_type, json, login, permit};
 use crate::Registry;
 use crate::accounts::ADMIN;
 use crate::certificate::{self, CRL_NAMESPACE, Issue, NAMESPACE, Wish};
@@ -57,10 +57,10 @@ fn shown(registry: &Registry, certificate: &Certificate) -> Value {
 }
 
 /// `POST /certificates`: of what a subject has passed now.
-pub(super) async fn issue(State(registry): Site, headers: HeaderMap, content: Body) -> Answer {
-    let account = login(&registry, &headers).await?;
+pub(super) async fn issue(State(registry): Site, caller: Caller, content: Body) -> Answer {
+    let account = login(&registry, &caller).await?;
     permit(&account, None, ADMIN)?;
-    let asked: Asked = read(&headers, content).await?;
+    let asked: Asked = read(&caller.headers, content).await?;
     if registry.accounts().get(&asked.subject).is_none() {
         return Err(Error::unprocessable("subject: there is no such account").into());
     }
@@ -87,13 +87,13 @@ pub(super) async fn issue(State(registry): Site, headers: HeaderMap, content: Bo
 /// `POST /certificates/{id}/revoke`.
 pub(super) async fn revoke(
     State(registry): Site,
-    headers: HeaderMap,
+    caller: Caller,
     Path(id): Path<String>,
     content: Body,
 ) -> Answer {
-    let account = login(&registry, &headers).await?;
+    let account = login(&registry, &caller).await?;
     permit(&account, None, ADMIN)?;
-    let Revocation { reason } = read(&headers, content).await?;
+    let Revocation { reason } = read(&caller.headers, content).await?;
     let length = reason.chars().count();
     if reason.trim().is_empty() || length > LONGEST_REASON || reason.contains('\0') {
         let wanted = format!("reason: a text of 1 to {LONGEST_REASON} characters is wanted");

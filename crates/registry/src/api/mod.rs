@@ -8,12 +8,14 @@ mod status;
 mod table;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{FromRequestParts, Path, RawQuery, State};
 use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -81,6 +83,25 @@ fn nothing() -> Response {
 
 type Site = State<Arc<Registry>>;
 
+/// Where a request came from; whoever serves the routes puts it into the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct Client(pub IpAddr);
+
+/// Who asks: headers, and the address.
+struct Caller {
+    headers: HeaderMap,
+    from: Option<IpAddr>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        let from = parts.extensions.get::<Client>().map(|client| client.0);
+        Ok(Caller { headers: parts.headers.clone(), from })
+    }
+}
+
 /// All routes.
 pub fn router(registry: Arc<Registry>) -> Router {
     Router::new()
@@ -138,8 +159,9 @@ async fn healthz(State(registry): Site) -> Response {
 ///
 /// # Errors
 /// `Unauthenticated` without credentials, or with wrong ones; nothing tells which of both is wrong.
-async fn login(registry: &Registry, headers: &HeaderMap) -> Result<Arc<Account>> {
-    let value = headers.get(AUTHORIZATION).ok_or_else(|| Error::unauthenticated("Not authenticated"))?;
+async fn login(registry: &Registry, caller: &Caller) -> Result<Arc<Account>> {
+    let value =
+        caller.headers.get(AUTHORIZATION).ok_or_else(|| Error::unauthenticated("Not authenticated"))?;
     let wrong = || Error::unauthenticated("Incorrect username or password");
     let text = value.to_str().map_err(|_| wrong())?;
     let (scheme, encoded) = text.split_once(' ').ok_or_else(wrong)?;
@@ -149,7 +171,7 @@ async fn login(registry: &Registry, headers: &HeaderMap) -> Result<Arc<Account>>
     let decoded = BASE64_STANDARD.decode(encoded.trim()).map_err(|_| wrong())?;
     let decoded = String::from_utf8(decoded).map_err(|_| wrong())?;
     let (name, password) = decoded.split_once(':').ok_or_else(wrong)?;
-    registry.login(name, password.to_owned()).await
+    registry.login(caller.from, name, password.to_owned()).await
 }
 
 /// The account, if it is that of `subject` or has `roles`.

@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
 use base::{Error, Result};
 use serde_json::Value;
 use store::{Order, Query};
 
 use super::table::{GROUP, summary};
-use super::{Answer, Site, Three, Two, certificates, reports};
+use super::{Answer, Caller, Site, Three, Two, certificates, reports};
 use crate::certificate::{NAMESPACE, standing};
 use crate::intake::redacted;
 use crate::logic::evaluate::{Rules, ScopeState, day};
@@ -332,9 +331,9 @@ pub(super) async fn report(State(registry): Site, Path((view, run)): Two) -> Ans
 }
 
 /// `GET /{view}/report_full/{run}`: all of it, for its subject and those who may read any.
-pub(super) async fn report_full(State(registry): Site, headers: HeaderMap, Path((view, run)): Two) -> Answer {
+pub(super) async fn report_full(State(registry): Site, caller: Caller, Path((view, run)): Two) -> Answer {
     let view = View::of(&view)?;
-    let found = reports::whole(&registry, &headers, run).await?;
+    let found = reports::whole(&registry, &caller, run).await?;
     Ok(shown(&registry, &found, &found.data, "full").answer(view, registry.url()))
 }
 

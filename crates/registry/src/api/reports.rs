@@ -2,23 +2,25 @@
 
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use base::{Error, Result, Timestamp};
 use serde_json::Value;
 use store::{Order, Query};
 
-use super::{Answer, LARGEST_REPORT, Parameters, Site, body, content_type, json, login, nothing, permit};
+use super::{
+    Answer, Caller, LARGEST_REPORT, Parameters, Site, body, content_type, json, login, nothing, permit,
+};
 use crate::accounts::{APPEND_ANY, Account, Accounts, READ_ANY};
 use crate::intake::{self, Format, Submission};
 use crate::model::{Outcome, Report, Upload};
 use crate::{Registry, standing};
 
 /// `POST /reports`.
-pub(super) async fn add(State(registry): Site, headers: HeaderMap, content: Body) -> Answer {
-    let account = login(&registry, &headers).await?;
-    let format = Format::of(content_type(&headers))?;
+pub(super) async fn add(State(registry): Site, caller: Caller, content: Body) -> Answer {
+    let account = login(&registry, &caller).await?;
+    let format = Format::of(content_type(&caller.headers))?;
     let content = body(content, LARGEST_REPORT).await?;
     let (upload, submissions) = {
         // A large text takes some time and memory; a few at once are enough.
@@ -121,8 +123,8 @@ async fn keep(registry: &Registry, upload: Upload, submissions: Vec<Submission>)
 }
 
 /// `GET /reports?subject&limit&skip`: newest first.
-pub(super) async fn list(State(registry): Site, headers: HeaderMap, query: RawQuery) -> Answer {
-    let account = login(&registry, &headers).await?;
+pub(super) async fn list(State(registry): Site, caller: Caller, query: RawQuery) -> Answer {
+    let account = login(&registry, &caller).await?;
     let parameters = Parameters::parse(query, &["subject", "limit", "skip"])?;
     let (limit, skip) = parameters.page()?;
     let subject = match parameters.text("subject") {
@@ -147,8 +149,8 @@ pub(super) async fn list(State(registry): Site, headers: HeaderMap, query: RawQu
 }
 
 /// A report, for whoever may see all of it.
-pub(super) async fn whole(registry: &Registry, headers: &HeaderMap, run: String) -> Result<Report> {
-    let account = login(registry, headers).await?;
+pub(super) async fn whole(registry: &Registry, caller: &Caller, run: String) -> Result<Report> {
+    let account = login(registry, caller).await?;
     let report = find(registry, run).await?;
     permit(&account, Some(&report.subject), READ_ANY)?;
     Ok(report)
@@ -161,16 +163,16 @@ pub(super) async fn find(registry: &Registry, run: String) -> Result<Report> {
 }
 
 /// `GET /reports/{run}`.
-pub(super) async fn show(State(registry): Site, headers: HeaderMap, Path(run): Path<String>) -> Answer {
-    let report = whole(&registry, &headers, run).await?;
+pub(super) async fn show(State(registry): Site, caller: Caller, Path(run): Path<String>) -> Answer {
+    let report = whole(&registry, &caller, run).await?;
     let text = serde_json::to_string_pretty(&report.data).map_err(Error::internal)?;
     Ok(([(CONTENT_TYPE, "application/json")], text).into_response())
 }
 
 /// `GET /reports/{run}/upload`: the bytes it came in, signature and all, to verify once more. For those alone who may see
 /// every subject in it.
-pub(super) async fn upload(State(registry): Site, headers: HeaderMap, Path(run): Path<String>) -> Answer {
-    let account = login(&registry, &headers).await?;
+pub(super) async fn upload(State(registry): Site, caller: Caller, Path(run): Path<String>) -> Answer {
+    let account = login(&registry, &caller).await?;
     let report = find(&registry, run).await?;
     let id = report.upload.clone();
     let upload = registry.store().read(move |tx| tx.need::<Upload>(&id)).await?;

@@ -2,13 +2,13 @@
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use base::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Value, json as value};
 use store::{Order, Query};
 
-use super::{Answer, LARGEST, Parameters, Site, body, content_type, json, login, nothing, permit};
+use super::{Answer, Caller, LARGEST, Parameters, Site, body, content_type, json, login, nothing, permit};
 use crate::accounts::{APPROVE, READ_ANY};
 use crate::logic::evaluate::python_iso;
 use crate::model::Outcome;
@@ -19,8 +19,8 @@ const DAYS: i64 = 7;
 const MOST: usize = 1_000;
 
 /// `GET /results?approved&limit&skip`: oldest first.
-pub(super) async fn list(State(registry): Site, headers: HeaderMap, query: RawQuery) -> Answer {
-    let account = login(&registry, &headers).await?;
+pub(super) async fn list(State(registry): Site, caller: Caller, query: RawQuery) -> Answer {
+    let account = login(&registry, &caller).await?;
     permit(&account, None, READ_ANY)?;
     let parameters = Parameters::parse(query, &["approved", "limit", "skip"])?;
     let ((limit, skip), approved) = (parameters.page()?, parameters.truth("approved")?);
@@ -54,10 +54,10 @@ struct Approval {
 }
 
 /// `POST /results`: one approval or a list of them; all, or none.
-pub(super) async fn approve(State(registry): Site, headers: HeaderMap, content: Body) -> Answer {
-    let account = login(&registry, &headers).await?;
+pub(super) async fn approve(State(registry): Site, caller: Caller, content: Body) -> Answer {
+    let account = login(&registry, &caller).await?;
     permit(&account, None, APPROVE)?;
-    if content_type(&headers).map(|t| t.split(';').next().unwrap_or_default().trim())
+    if content_type(&caller.headers).map(|t| t.split(';').next().unwrap_or_default().trim())
         != Some("application/json")
     {
         return Err(Error::unsupported_media_type("Content-Type is application/json.").into());

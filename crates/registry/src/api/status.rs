@@ -7,7 +7,7 @@ use axum::response::IntoResponse;
 use base::{Error, Kind};
 use serde_json::{Map, Value};
 
-use super::{Answer, Parameters, Site, Two, json, login, permit, takes_json};
+use super::{Answer, Caller, Parameters, Site, Two, json, login, permit, takes_json};
 use crate::accounts::READ_ANY;
 use crate::alias;
 use crate::logic::evaluate::passed;
@@ -35,10 +35,10 @@ pub(super) async fn show(State(registry): Site, headers: HeaderMap, query: RawQu
 /// `GET /metrics/{subject}`: upstream's documentation has it, its code has not.
 pub(super) async fn metrics(
     State(registry): Site,
-    headers: HeaderMap,
+    caller: Caller,
     Path(subject): Path<String>,
 ) -> Answer {
-    let account = login(&registry, &headers).await?;
+    let account = login(&registry, &caller).await?;
     permit(&account, Some(&subject), READ_ANY)?;
     if registry.accounts().get(&subject).is_none() {
         return Err(Error::not_found("Not Found").into());

@@ -8,6 +8,8 @@ mod world;
 
 use std::process::{Command, Stdio};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use registry::accounts::Accounts;
 use registry::model::{Outcome, Report, Span, Upload};
 use serde_json::json;
@@ -368,7 +370,7 @@ async fn accounts_are_replaced_while_it_runs() {
     world.registry.replace(Accounts::parse("accounts: []").unwrap());
     assert_eq!(world.get("/reports", Some("cloud-a")).await.status, 401);
     assert_eq!(world.status("cloud-a").await["result"], -1, "what was reported stays");
-    let login = world.registry.login("cloud-a", "cloud-a".into()).await;
+    let login = world.registry.login(None, "cloud-a", "cloud-a".into()).await;
     assert_eq!(login.err().unwrap().kind(), base::Kind::Unauthenticated);
 }
 
@@ -386,4 +388,25 @@ async fn the_protocol_is_kept() {
     let request = axum::http::Request::get("/status").header("accept", "text/html");
     let answer = tower::ServiceExt::oneshot(router, request.body(axum::body::Body::empty()).unwrap()).await;
     assert_eq!(answer.unwrap().status(), 406);
+}
+
+#[tokio::test]
+async fn strangers_who_fill_their_queue_keep_nobody_else_out() {
+    let world = World::new().await;
+    let router = registry::api::router(world.registry.clone());
+    let ask = |address: &str, account: &str| {
+        let login = BASE64_STANDARD.encode(format!("{account}:{account}"));
+        let request = axum::http::Request::get("/reports").header("authorization", format!("Basic {login}"));
+        let mut request = request.body(axum::body::Body::empty()).unwrap();
+        request.extensions_mut().insert(registry::api::Client(address.parse().unwrap()));
+        tower::ServiceExt::oneshot(router.clone(), request)
+    };
+    // All of them ask before the first is answered: each guess takes some tenths of a second.
+    let strangers = (0..20).map(|n| ask(&format!("2001:db8::{n}"), "stranger"));
+    let asked = strangers.chain([ask("2001:db8:0:1::1", "cloud-a"), ask("192.0.2.1", "cloud-b")]);
+    let answers = futures::future::join_all(asked).await;
+    let status: Vec<u16> = answers.into_iter().map(|a| a.unwrap().status().as_u16()).collect();
+    let count = |wanted| status[..20].iter().filter(|s| **s == wanted).count();
+    assert_eq!((count(401), count(429)), (8, 12), "{status:?}");
+    assert_eq!(status[20..], [200, 200]);
 }
