@@ -28,12 +28,13 @@ use attest::SigningKey;
 use base::{Entropy, Error, Result, Timestamp};
 use certify::rules::Scope;
 use parking_lot::RwLock;
-use store::Store;
+use store::{Mirror, Store};
 use tokio::sync::Semaphore;
 
 use crate::accounts::{Account, Accounts};
 use crate::logic::evaluate::Rules;
 use crate::logins::Logins;
+use crate::model::Standing;
 
 /// Uploads read and histories worked out at once.
 const WORKED_ON_AT_ONCE: usize = 2;
@@ -47,6 +48,7 @@ pub struct Registry {
     accounts: RwLock<Arc<Accounts>>,
     url: String,
     logins: Logins,
+    standings: Mirror<Standing>,
     working: Semaphore,
 }
 
@@ -79,6 +81,7 @@ impl Registry {
             accounts: RwLock::new(Arc::new(accounts)),
             url: format!("{}/", url.trim_end_matches('/')),
             logins: Logins::new(),
+            standings: Mirror::new(|row| row),
             working: Semaphore::new(WORKED_ON_AT_ONCE),
         }))
     }

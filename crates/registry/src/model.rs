@@ -1,8 +1,12 @@
 //! What is kept: uploads as they were signed, reports, results, and certificates.
 
-use base::Timestamp;
+use std::collections::BTreeMap;
+
+use base::{Result, Timestamp};
 use serde_json::Value;
-use store::{Migration, Schema, Step};
+use store::{Migration, Query, Schema, Step, Tx};
+
+use crate::logic::evaluate::Latest;
 
 store::resource! {
     /// What was sent in one upload: signature and signed text, as evidence.
@@ -95,6 +99,35 @@ store::resource! {
 }
 
 store::resource! {
+    /// The newest results of a subject in a scope: what its newest spans say, in one row.
+    pub struct Standing, table "standings", id String {
+        unique: [[subject, scope]],
+        index: [],
+    } {
+        /// The subject.
+        pub subject: String,
+        /// The scope.
+        pub scope: String,
+        /// Its cases.
+        pub results: BTreeMap<String, Latest>,
+    }
+}
+
+impl Standing {
+    /// One without results.
+    pub fn new(subject: &str, scope: &str) -> Self {
+        Standing {
+            // No name has a slash.
+            id: format!("{subject}/{scope}"),
+            meta: Default::default(),
+            subject: subject.to_owned(),
+            scope: scope.to_owned(),
+            results: BTreeMap::new(),
+        }
+    }
+}
+
+store::resource! {
     /// A certificate and its signed forms; they never change. Only its revocation is added.
     pub struct Certificate, table "certificates", id String {
         unique: [[number]],
@@ -125,17 +158,75 @@ store::resource! {
     }
 }
 
-const MIGRATIONS: &[Migration] = &[Migration::new(
-    1,
-    "registry",
-    &[
-        Step::table::<Upload>(),
-        Step::table::<Report>(),
-        Step::table::<Outcome>(),
-        Step::table::<Span>(),
-        Step::table::<Certificate>(),
-    ],
-)];
+const MIGRATIONS: &[Migration] = &[
+    Migration::new(
+        1,
+        "registry",
+        &[
+            Step::table::<Upload>(),
+            Step::table::<Report>(),
+            Step::table::<Outcome>(),
+            Step::table::<Span>(),
+            Step::table::<Certificate>(),
+        ],
+    ),
+    // Registries that do not know it would not keep it up to date.
+    Migration::new(2, "standings", &[Step::table::<Standing>(), Step::data(fill)]).compatible_from(2),
+];
+
+/// Standings of the spans that are there.
+fn fill(tx: &mut Tx<'_>) -> Result<()> {
+    tx.delete_where::<Standing>(&Query::new())?;
+    let mut standings: BTreeMap<(String, String), Standing> = BTreeMap::new();
+    for span in tx.list::<Span>(&Query::new().eq("newest", true))? {
+        let key = (span.subject.clone(), span.scope.clone());
+        let standing = standings.entry(key).or_insert_with(|| Standing::new(&span.subject, &span.scope));
+        standing.results.insert(span.testcase.clone(), Latest::of(&span));
+    }
+    tx.insert_many(&mut standings.into_values().collect::<Vec<_>>())
+}
 
 /// The tables of a registry.
 pub const SCHEMAS: &[Schema] = &[("registry", MIGRATIONS)];
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use std::sync::Arc;
+
+    use base::{Clock, SystemClock};
+    use store::Store;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_version_before_has_taken_stands_as_it_stood() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", dir.path().join("db").display());
+        let open = async |schemas: &[Schema]| {
+            Store::open(&url, Arc::new(SystemClock), base::Entropy::system(), schemas).await.unwrap()
+        };
+        const BEFORE: &[Schema] = &[("registry", MIGRATIONS.split_at(1).0)];
+        let span = |testcase: &str, result, newest| Span {
+            id: format!("{testcase}{newest}"),
+            meta: Default::default(),
+            subject: "a".into(),
+            scope: "s".into(),
+            testcase: testcase.into(),
+            result,
+            since: SystemClock.now(),
+            last: SystemClock.now(),
+            report: "r".into(),
+            newest,
+        };
+        let before = open(BEFORE).await;
+        let written = before.write(move |tx| {
+            tx.insert_many(&mut [span("x", 1, true), span("x", -1, false), span("y", 0, true)])
+        });
+        written.await.unwrap();
+        drop(before);
+        let read = open(SCHEMAS).await.read(|tx| tx.need::<Standing>(&"a/s".to_owned())).await.unwrap();
+        let results: Vec<_> = read.results.iter().map(|(case, l)| (case.as_str(), l.result)).collect();
+        assert_eq!(results, [("x", 1), ("y", 0)]);
+    }
+}

@@ -1,6 +1,7 @@
 //! What is known of subjects: newest results by scope, spans of equal results, and how they are kept up to date.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base::{Entropy, Result, Timestamp};
 use store::{Query, Tx};
@@ -9,69 +10,53 @@ use crate::Registry;
 use crate::intake::Submission;
 use crate::logic::evaluate::{Latest, Rules, ScopeState};
 use crate::logic::lifetime;
-use crate::model::Span;
-
-/// Subject → scope → its newest results.
-pub(crate) type Known = BTreeMap<String, BTreeMap<String, BTreeMap<String, Latest>>>;
+use crate::model::{Span, Standing};
 
 impl Registry {
-    /// Newest results, whether they still hold or not.
-    pub(crate) async fn known(&self, subject: Option<String>, scope: Option<String>) -> Result<Known> {
-        let spans = self.store.read(move |tx| {
-            let mut query = Query::new().eq("newest", true);
-            if let Some(subject) = &subject {
-                query = query.eq("subject", subject);
+    /// Newest results, whether they still hold or not, by subject and scope. Of one subject they are read; those of all are
+    /// kept in memory, and only what has changed is read again.
+    async fn known(&self, subject: Option<String>, scope: Option<String>) -> Result<Vec<Arc<Standing>>> {
+        let mut known = match subject {
+            Some(subject) => {
+                let rows =
+                    self.store.read(move |tx| tx.list::<Standing>(&Query::new().eq("subject", &subject)));
+                rows.await?.into_iter().map(Arc::new).collect()
             }
-            if let Some(scope) = &scope {
-                query = query.eq("scope", scope);
-            }
-            tx.list::<Span>(&query)
-        });
-        let mut known = Known::new();
-        for span in spans.await? {
-            let latest = Latest { result: span.result, at: span.last, report: span.report };
-            known
-                .entry(span.subject)
-                .or_default()
-                .entry(span.scope)
-                .or_default()
-                .insert(span.testcase, latest);
+            None => self.standings.look(&self.store).await?,
+        };
+        if let Some(scope) = scope {
+            known.retain(|s| s.scope == scope);
         }
         Ok(known)
     }
 
-    /// How every subject stands in every scope in which something holds.
+    /// How every subject stands in every scope in which something holds; each is worked out when it is asked for, for of
+    /// many clouds all states at once are much. Those of a subject are next to each other.
     pub(crate) async fn states(
-        &self,
+        self: &Arc<Self>,
         subject: Option<String>,
         scope: Option<String>,
         drafts: bool,
-    ) -> Result<BTreeMap<String, BTreeMap<String, ScopeState>>> {
-        let now = self.now();
-        let mut states: BTreeMap<String, BTreeMap<String, ScopeState>> = BTreeMap::new();
-        for (subject, scopes) in self.known(subject, scope).await? {
-            for (uuid, results) in scopes {
-                // Results of a scope that is no longer served are kept, and not shown.
-                let Ok(rules) = self.scope(&uuid) else { continue };
-                let state = rules.evaluate(results, now, drafts);
-                if !state.results.is_empty() {
-                    states.entry(subject.clone()).or_default().insert(uuid, state);
-                }
-            }
-        }
-        Ok(states)
+    ) -> Result<impl Iterator<Item = (String, Arc<Rules>, ScopeState)> + Send + use<>> {
+        let (now, known) = (self.now(), self.known(subject, scope).await?);
+        let registry = self.clone();
+        Ok(known.into_iter().filter_map(move |standing| {
+            // Results of a scope that is no longer served are kept, and not shown.
+            let rules = registry.rules.get(&standing.scope)?.clone();
+            let state = rules.evaluate(standing.results.clone(), now, drafts);
+            (!state.results.is_empty()).then(|| (standing.subject.clone(), rules, state))
+        }))
     }
 
     /// How one subject stands in one scope, be it that nothing holds.
     pub(crate) async fn state(&self, subject: &str, rules: &Rules, drafts: bool) -> Result<ScopeState> {
-        let (subject, uuid) = (subject.to_owned(), rules.scope.uuid.clone());
-        let mut known = self.known(Some(subject.clone()), Some(uuid.clone())).await?;
-        let results = known.remove(&subject).and_then(|mut s| s.remove(&uuid)).unwrap_or_default();
+        let mut known = self.known(Some(subject.to_owned()), Some(rules.scope.uuid.clone())).await?;
+        let results = known.pop().map(|s| s.results.clone()).unwrap_or_default();
         Ok(rules.evaluate(results, self.now(), drafts))
     }
 }
 
-/// Brings the spans of a subject up to date with a report.
+/// Brings spans and standing of a subject up to date with a report.
 pub(crate) fn record(tx: &mut Tx<'_>, entropy: &Entropy, rules: &Rules, report: &Submission) -> Result<()> {
     let query = Query::new().eq("subject", &report.subject).eq("scope", &report.scope).eq("newest", true);
     let mut newest: BTreeMap<String, Span> =
@@ -109,10 +94,24 @@ pub(crate) fn record(tx: &mut Tx<'_>, entropy: &Entropy, rules: &Rules, report: 
             }
         }
     }
+    let newest = changed.values().chain(added.values()).filter(|s| s.newest);
+    stand(tx, report, newest.map(|s| (s.testcase.clone(), Latest::of(s))).collect())?;
     let mut changed: Vec<Span> = changed.into_values().collect();
     tx.update_status_many(&mut changed)?;
     let mut added: Vec<Span> = added.into_values().chain(closed).collect();
     tx.insert_many(&mut added)
+}
+
+/// Writes what is new of the newest results.
+fn stand(tx: &mut Tx<'_>, report: &Submission, newer: BTreeMap<String, Latest>) -> Result<()> {
+    let fresh = Standing::new(&report.subject, &report.scope);
+    match tx.get::<Standing>(&fresh.id)? {
+        Some(mut standing) => {
+            standing.results.extend(newer);
+            tx.update_status(&mut standing)
+        }
+        None => tx.insert(&mut Standing { results: newer, ..fresh }),
+    }
 }
 
 /// Cases that the rules do not know hold for a week: rules may come to know them.

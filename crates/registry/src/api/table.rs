@@ -1,6 +1,7 @@
 //! The overview: clouds × scopes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use base::Result;
@@ -92,8 +93,11 @@ fn certified(registry: &Registry, all: &[Certificate], row: &Row, uuid: &str) ->
     vec![link(format!("{} {}", best.version, standing(best, now)), url)]
 }
 
-async fn page(registry: &Registry, detail: &str, drafts: bool) -> Result<Page> {
-    let states = registry.states(None, None, drafts).await?;
+async fn page(registry: &Arc<Registry>, detail: &str, drafts: bool) -> Result<Page> {
+    let mut states: BTreeMap<String, BTreeMap<String, ScopeState>> = BTreeMap::new();
+    for (subject, rules, state) in registry.states(None, None, drafts).await? {
+        states.entry(subject).or_default().insert(rules.scope.uuid.clone(), state.brief());
+    }
     let certificates = certificates::some(registry, None, None).await?;
     let with_results = states.keys().cloned().collect();
     let rows = rows(&registry.accounts(), &with_results);

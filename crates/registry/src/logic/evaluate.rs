@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, bail};
 use base::Timestamp;
 use certify::rules::Scope;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::lifetime;
+use crate::model::Span;
 
 /// PASS, ABORT, FAIL.
 pub const RESULTS: [i64; 3] = [1, 0, -1];
@@ -18,7 +20,7 @@ pub const RESULTS: [i64; 3] = [1, 0, -1];
 const MAIN: &str = "main";
 
 /// The newest result of a case.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latest {
     /// 1, 0 or -1.
     pub result: i64,
@@ -26,6 +28,13 @@ pub struct Latest {
     pub at: Timestamp,
     /// In which report.
     pub report: String,
+}
+
+impl Latest {
+    /// What the newest span of a case says.
+    pub(crate) fn of(span: &Span) -> Self {
+        Latest { result: span.result, at: span.last, report: span.report.clone() }
+    }
 }
 
 /// A version and its cases.
@@ -41,6 +50,8 @@ pub struct Rules {
     versions: Vec<Version>,
     /// Case → how many stable versions count it.
     attention: BTreeMap<String, i64>,
+    /// All cases, as JSON: the same for every subject.
+    cases: String,
 }
 
 /// How a version came out.
@@ -102,6 +113,14 @@ pub struct ScopeState {
     pub validity: String,
 }
 
+impl ScopeState {
+    /// Without its cases: what an overview needs.
+    #[must_use]
+    pub fn brief(self) -> Self {
+        ScopeState { results: BTreeMap::new(), versions: Vec::new(), ..self }
+    }
+}
+
 impl Rules {
     /// Prepares a scope.
     ///
@@ -124,7 +143,9 @@ impl Rules {
                 *attention.entry(id.clone()).or_default() += i64::from(version.stabilized_at.is_some());
             }
         }
-        Ok(Rules { scope, versions, attention })
+        let mut rules = Rules { scope, versions, attention, cases: String::new() };
+        rules.cases = Value::Object(rules.shown_cases()).to_string();
+        Ok(rules)
     }
 
     /// When a result of a case ends to hold; `None`: no such case.
@@ -204,8 +225,8 @@ impl Rules {
         buckets
     }
 
-    /// A state as the monitor's `/status` shows it.
-    pub fn json(&self, state: &ScopeState) -> Value {
+    /// A state as the monitor's `/status` shows it: JSON.
+    pub fn json(&self, state: &ScopeState) -> String {
         let results: Map<String, Value> = state
             .results
             .iter()
@@ -238,9 +259,8 @@ impl Rules {
             .into_iter()
             .map(|(value, ids)| (value.map_or("null".into(), |v| v.to_string()), json!(ids)))
             .collect();
-        json!({
+        let own = json!({
             "name": self.scope.name,
-            "testcases": self.cases(),
             "results": results,
             "buckets": buckets,
             "versions": versions,
@@ -251,9 +271,11 @@ impl Rules {
             "best_passed": state.best,
             "validity": state.validity,
         })
+        .to_string();
+        format!("{{\"testcases\":{},{}", self.cases, own.strip_prefix('{').unwrap_or_default())
     }
 
-    fn cases(&self) -> Map<String, Value> {
+    fn shown_cases(&self) -> Map<String, Value> {
         let case = |c: &certify::rules::TestCase| {
             let mut shown = Map::new();
             shown.insert("id".into(), json!(c.id));

@@ -6,12 +6,13 @@ mod certificates;
 mod pages;
 mod world;
 
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use registry::accounts::Accounts;
-use registry::model::{Outcome, Report, Span, Upload};
+use registry::model::{Outcome, Report, Span, Standing, Upload};
 use serde_json::json;
 use store::Query;
 use world::{IAAS, World};
@@ -409,4 +410,40 @@ async fn strangers_who_fill_their_queue_keep_nobody_else_out() {
     let count = |wanted| status[..20].iter().filter(|s| **s == wanted).count();
     assert_eq!((count(401), count(429)), (8, 12), "{status:?}");
     assert_eq!(status[20..], [200, 200]);
+}
+
+#[tokio::test]
+async fn a_standing_is_what_the_newest_spans_say_and_all_are_seen_as_each_is() {
+    let world = World::new().await;
+    let cases = World::all(1).into_iter().map(|(case, _)| case).take(4).collect::<Vec<_>>();
+    // Days in no order: some reports come late, some change a verdict, some have other cases.
+    let days = [3_usize, 1, 7, 5, 6, 2, 20, 19, 21, 12];
+    for (index, day) in days.into_iter().enumerate() {
+        let told = cases.iter().enumerate().filter(|(n, _)| (n + index) % 3 > 0);
+        let results = told.map(|(n, case)| (case.clone(), if (n + day) % 4 > 1 { 1 } else { -1 }));
+        let subject = ["cloud-a", "cloud-b", "cloud-c"][index % 3];
+        let (_, text) =
+            world.report(subject, &format!("2026-11-{day:02} 05:00:00"), &results.collect::<Vec<_>>());
+        assert_eq!(world.upload(subject, &text).await.status, 200);
+        let read = world.registry.store().read(|tx| {
+            Ok((tx.list::<Span>(&Query::new().eq("newest", true))?, tx.list::<Standing>(&Query::new())?))
+        });
+        let (spans, standings) = read.await.unwrap();
+        let key = |subject: &str, case: &str| format!("{subject} {case}");
+        let spans: BTreeMap<_, _> =
+            spans.into_iter().map(|s| (key(&s.subject, &s.testcase), (s.result, s.last, s.report))).collect();
+        let of = |s: Standing| {
+            let subject = s.subject;
+            s.results.into_iter().map(move |(case, l)| (key(&subject, &case), (l.result, l.at, l.report)))
+        };
+        assert_eq!(spans, standings.into_iter().flat_map(of).collect());
+        let all = world.get("/status", None).await.json();
+        let mut one_by_one = serde_json::Map::new();
+        for subject in ["cloud-a", "cloud-b", "cloud-c"] {
+            let one = world.get(&format!("/status?subject={subject}"), None).await.json();
+            one_by_one.extend(one.as_object().unwrap().clone());
+        }
+        assert_eq!(all, serde_json::Value::Object(one_by_one));
+    }
+    assert_eq!(world.get("/status?scopeuuid=no-such", None).await.text, "{}");
 }
