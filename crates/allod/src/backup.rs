@@ -19,6 +19,7 @@ use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use store::{Content, Schema};
 
 use crate::config::{Config, State};
 use crate::moving::{self, Dump};
@@ -34,11 +35,32 @@ const PEM: &str = ".pem";
 /// Longest line: a piece, or a row.
 const LINE: u64 = 64 * 1024 * 1024;
 
+/// What a backup is of: none is restored as the other.
+#[derive(Serialize, Deserialize, Default, Debug, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Of {
+    /// A cloud (`allod backup`).
+    #[default]
+    Cloud,
+    /// A registry of conformance (`allod registry backup`).
+    Registry,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
-    Backup { format: u32, version: String, at: i64, images: bool },
-    File { path: String, mode: u32 },
+    Backup {
+        format: u32,
+        version: String,
+        at: i64,
+        images: bool,
+        #[serde(default)]
+        of: Of,
+    },
+    File {
+        path: String,
+        mode: u32,
+    },
     Bytes(String),
     Database,
     Sha256(String),
@@ -123,18 +145,62 @@ fn names(directory: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Writes a backup of a cloud, running or not, into a new file (mode 0600).
+/// A backup that is written aside; it has its name when it is whole.
+pub struct Output<'a> {
+    path: &'a Path,
+    aside: PathBuf,
+    encryptor: Option<age::Encryptor>,
+}
+
+impl<'a> Output<'a> {
+    /// Says no before anything is read.
+    pub fn new(path: &'a Path, seal: &Seal) -> Result<Self> {
+        let (encryptor, aside) = (seal.check()?, path.with_extension("partial"));
+        let _ = fs::remove_file(&aside);
+        if path.exists() {
+            bail!("{} is there already", path.display());
+        }
+        Ok(Output { path, aside, encryptor })
+    }
+
+    /// Writes files, each under a name, and a database's dump (mode 0600); `row` sees the dump's lines.
+    pub fn write(
+        self,
+        of: Of,
+        images: bool,
+        files: &[(PathBuf, String)],
+        dump: &Dump,
+        mut row: impl FnMut(&str),
+    ) -> Result<()> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.aside);
+        let file = file.with_context(|| format!("cannot write {}", self.aside.display()))?;
+        let out = GzEncoder::new(seal::sink(file, self.encryptor)?, Compression::fast());
+        let mut writer = Writer { out, hash: Sha256::new() };
+        let (version, at) = (env!("CARGO_PKG_VERSION").to_owned(), moving::clock().now().as_secs());
+        writer.line(&Line::Backup { format: FORMAT, version, at, images, of })?;
+        for (from, name) in files {
+            writer.file(from, name)?;
+        }
+        writer.line(&Line::Database)?;
+        for line in BufReader::with_capacity(1 << 20, File::open(&dump.0)?).lines() {
+            let line = line?;
+            row(&line);
+            writer.raw(line.as_bytes())?;
+        }
+        let hash = hex::encode(std::mem::take(&mut writer.hash).finalize());
+        writer.line(&Line::Sha256(hash))?;
+        writer.out.finish()?.finish()?;
+        Ok(fs::rename(&self.aside, self.path)?)
+    }
+}
+
+/// Writes a backup of a cloud, running or not, into a new file.
 pub async fn backup(state: &State, output: &Path, images: bool, seal: &Seal) -> Result<()> {
-    let encryptor = seal.check()?;
+    let output = Output::new(output, seal)?;
     let config = state.config()?;
     let places = shared::places(state, &config);
-    let aside = output.with_extension("partial");
-    let _ = fs::remove_file(&aside);
-    if output.exists() {
-        bail!("{} is there already", output.display());
-    }
     let bar = crate::up::spinner("reading the database");
-    let store = moving::source(&config.database_url(state)).await?;
+    let store = moving::source(&config.database_url(state), cloud::SCHEMAS).await?;
     let links = images.then(|| Links::new(&places.images)).transpose()?;
     if let Some(links) = &links {
         links.take(&places.images)?;
@@ -146,44 +212,31 @@ pub async fn backup(state: &State, output: &Path, images: bool, seal: &Seal) -> 
         links.take(&places.images)?;
     }
     bar.set_message("writing");
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
-    let file = file.with_context(|| format!("cannot write {}", aside.display()))?;
-    let out = GzEncoder::new(seal::sink(file, encryptor)?, Compression::fast());
-    let mut writer = Writer { out, hash: Sha256::new() };
-    let (version, at) = (env!("CARGO_PKG_VERSION").to_owned(), moving::clock().now().as_secs());
-    writer.line(&Line::Backup { format: FORMAT, version, at, images })?;
+    let mut files = Vec::new();
     for keys in KEYS {
         let directory = places.base.join(keys);
         for name in names(&directory)?.iter().filter(|n| n.parse::<u64>().is_ok() || n.ends_with(PEM)) {
-            writer.file(&directory.join(name), &format!("{keys}/{name}"))?;
+            files.push((directory.join(name), format!("{keys}/{name}")));
         }
     }
     for name in ["pki/ca.crt", "pki/ca.key", "secrets.json", "config.json", "host_id"] {
         if state.path(name).exists() {
-            writer.file(&state.path(name), name)?;
+            files.push((state.path(name), name.to_owned()));
         }
     }
     if let Some(links) = &links {
-        for name in names(&links.0)? {
-            writer.file(&links.0.join(&name), &format!("images/{name}"))?;
-        }
+        files
+            .extend(names(&links.0)?.into_iter().map(|name| (links.0.join(&name), format!("images/{name}"))));
     }
-    writer.line(&Line::Database)?;
     let mut missing = BTreeSet::new();
-    for line in BufReader::with_capacity(1 << 20, File::open(&dump.0)?).lines() {
-        let line = line?;
+    output.write(Of::Cloud, images, &files, &dump, |line| {
         if let Some(links) = &links
-            && let Some(id) = active_image(&line)
+            && let Some(id) = active_image(line)
             && !links.0.join(&id).exists()
         {
             missing.insert(id);
         }
-        writer.raw(line.as_bytes())?;
-    }
-    let hash = hex::encode(std::mem::take(&mut writer.hash).finalize());
-    writer.line(&Line::Sha256(hash))?;
-    writer.out.finish()?.finish()?;
-    fs::rename(&aside, output)?;
+    })?;
     bar.finish_and_clear();
     moving::print(&content);
     for id in missing {
@@ -204,9 +257,11 @@ fn active_image(line: &str) -> Option<String> {
 }
 
 /// A backup to read, and what decrypts it.
-struct Backup<'a> {
-    path: &'a Path,
-    key: &'a Key,
+pub struct Backup<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// What opens it.
+    pub key: &'a Key,
 }
 
 /// Lines of a backup; the last is checked against the others.
@@ -223,13 +278,19 @@ fn lines(input: &Backup) -> Result<impl Iterator<Item = Result<String>>> {
     }))
 }
 
-/// Reads all of it once: only what is whole is restored.
-fn verify(input: &Backup) -> Result<bool> {
+/// Reads all of it once: only what is whole is restored, and only as what it is. Whether it has images.
+pub fn verify(input: &Backup, wanted: Of) -> Result<bool> {
     let (mut hash, mut with_images, mut first, mut whole) = (Sha256::new(), false, true, false);
     for line in lines(input)? {
         let line = line?;
         if std::mem::take(&mut first) {
             match serde_json::from_str(&line) {
+                Ok(Line::Backup { format: FORMAT, of: Of::Cloud, .. }) if wanted != Of::Cloud => {
+                    bail!("{} is a backup of a cloud: `allod restore`", input.path.display())
+                }
+                Ok(Line::Backup { format: FORMAT, of: Of::Registry, .. }) if wanted != Of::Registry => {
+                    bail!("{} is a backup of a registry: `allod registry restore`", input.path.display())
+                }
                 Ok(Line::Backup { format: FORMAT, images, .. }) => with_images = images,
                 Ok(Line::Backup { format, .. }) => bail!("format {format} of the backup is not known here"),
                 _ => bail!("{} is no backup of Allod", input.path.display()),
@@ -247,18 +308,14 @@ fn verify(input: &Backup) -> Result<bool> {
 }
 
 /// Where a file of the backup goes.
-fn target(state: &State, places: &shared::Places, path: &str) -> Result<Option<PathBuf>> {
-    let plain = Path::new(path).components().all(|c| matches!(c, Component::Normal(_)));
-    if !plain {
-        bail!("the backup names a file '{path}'");
-    }
-    Ok(match path.split_once('/') {
+fn target(state: &State, places: &shared::Places, path: &str) -> Option<PathBuf> {
+    match path.split_once('/') {
         Some((keys, name)) if KEYS.contains(&keys) => Some(places.base.join(keys).join(name)),
         Some(("images", name)) => Some(places.images.join("data").join(name)),
         Some(("pki", _)) => Some(state.path(path)),
         None if path == "secrets.json" || path == "host_id" => Some(state.path(path)),
         _ => None,
-    })
+    }
 }
 
 /// The configuration that stands in a backup.
@@ -279,7 +336,7 @@ fn kept_config(input: &Backup) -> Result<Option<Config>> {
 pub async fn restore(dir: &Path, input: &Path, config: Option<Config>, key: &Key) -> Result<()> {
     let input = &Backup { path: input, key };
     let bar = crate::up::spinner("checking the backup");
-    let with_images = verify(input)?;
+    let with_images = verify(input, Of::Cloud)?;
     let state = State::create(dir)?;
     let config = match config {
         Some(config) => config,
@@ -301,15 +358,9 @@ pub async fn restore(dir: &Path, input: &Path, config: Option<Config>, key: &Key
     // The database first: it refuses where it is not empty, and then nothing was done.
     bar.set_message("writing the database");
     let dump = Dump(state.path("db/restore.dump"));
-    unpack_dump(input, &dump.0)?;
-    let url = config.database_url(&state);
-    let database = moving::peek(&url, true).await?;
-    let content = database.load(&dump.0).await?;
-    // The first server brings the schema up to date; one that is too new is told now.
-    database.pending(cloud::SCHEMAS).await?;
-    drop(database);
+    let content = load(input, dump, &config.database_url(&state), cloud::SCHEMAS).await?;
     bar.set_message("writing files");
-    unpack_files(&state, &places, input)?;
+    unpack_files(input, |path| target(&state, &places, path))?;
     if let Some(shared) = &config.replica.shared_dir {
         for name in ["pki/ca.crt", "pki/ca.key", "secrets.json"] {
             let to = shared.join(name);
@@ -329,6 +380,16 @@ pub async fn restore(dir: &Path, input: &Path, config: Option<Config>, key: &Key
     Ok(())
 }
 
+/// Fills an empty database; `dump` is where its dump lies meanwhile.
+pub async fn load(input: &Backup<'_>, dump: Dump, url: &str, schemas: &'static [Schema]) -> Result<Content> {
+    unpack_dump(input, &dump.0)?;
+    let database = moving::peek(url, true).await?;
+    let content = database.load(&dump.0).await?;
+    // The first server brings the schema up to date; one that is too new is told now.
+    database.pending(schemas).await?;
+    Ok(content)
+}
+
 fn unpack_dump(input: &Backup, dump: &Path) -> Result<()> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dump)?;
     let mut out = BufWriter::new(file);
@@ -345,12 +406,16 @@ fn unpack_dump(input: &Backup, dump: &Path) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn unpack_files(state: &State, places: &shared::Places, input: &Backup) -> Result<()> {
+/// Writes the files that have a `target`, where none may be.
+pub fn unpack_files(input: &Backup, target: impl Fn(&str) -> Option<PathBuf>) -> Result<()> {
     let mut open: Option<File> = None;
     for line in lines(input)? {
         match serde_json::from_str(&line?) {
             Ok(Line::File { path, mode }) => {
-                open = match target(state, places, &path)? {
+                if !Path::new(&path).components().all(|c| matches!(c, Component::Normal(_))) {
+                    bail!("the backup names a file '{path}'");
+                }
+                open = match target(&path) {
                     Some(path) => {
                         let parent = path.parent().context("a file")?;
                         fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;

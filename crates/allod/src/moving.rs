@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use base::{Clock, Entropy, SystemClock};
-use store::{Content, Store};
+use store::{Content, Schema, Store};
 
 use crate::config::State;
 use crate::process::Process;
@@ -26,10 +26,10 @@ pub async fn peek(url: &str, make: bool) -> Result<Store> {
 }
 
 /// A database that is only read: its schema has to be that of this program, and is not changed to be.
-pub async fn source(url: &str) -> Result<Store> {
+pub async fn source(url: &str, schemas: &'static [Schema]) -> Result<Store> {
     let store = peek(url, false).await?;
-    if !store.pending(cloud::SCHEMAS).await?.is_empty() {
-        bail!("the database has the schema of an older version: use the program that runs the cloud");
+    if !store.pending(schemas).await?.is_empty() {
+        bail!("the database has the schema of an older version: use the program that serves it");
     }
     Ok(store)
 }
@@ -70,7 +70,7 @@ pub async fn copy(state: &State, from: Option<String>, to: &str) -> Result<()> {
     {
         bail!("there is no database in {path}");
     }
-    let source = source(&from).await.context("the source")?;
+    let source = source(&from, cloud::SCHEMAS).await.context("the source")?;
     let dump = Dump(state.path("db/copy.dump"));
     let bar = crate::up::spinner("reading");
     source.dump(cloud::SCHEMAS, &dump.0).await.context("the source")?;

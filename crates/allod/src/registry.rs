@@ -1,7 +1,7 @@
 //! `allod registry`: the compliance registry as a process of its own, with its accounts, its key and its TLS.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -21,8 +21,11 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::backup::{self, Backup, Of, Output};
 use crate::files::{only, write_secret};
+use crate::moving::{self, Dump};
 use crate::pki::Pki;
+use crate::seal;
 use crate::tls::Tls;
 
 /// What a registry can be told to do.
@@ -32,14 +35,51 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Add an account to a bootstrap file: makes a password, keeps only its hash there.
     Account(Account),
+    /// Write database, keys, CA and accounts into a file, while it serves or not.
+    Backup {
+        #[command(flatten)]
+        place: Place,
+        /// File to make (mode 0600).
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+        #[command(flatten)]
+        seal: seal::Seal,
+    },
+    /// Make a registry from a backup, in an empty directory and an empty database.
+    Restore {
+        #[command(flatten)]
+        place: Place,
+        /// The backup.
+        #[arg(long, value_name = "FILE")]
+        input: PathBuf,
+        #[command(flatten)]
+        key: seal::Key,
+    },
 }
+
+/// Where a registry keeps what it has.
+#[derive(Args)]
+pub struct Place {
+    /// Directory of database, key and certificates.
+    #[arg(long, value_name = "DIR", default_value = "./allod-registry", env = "ALLOD_REGISTRY")]
+    state: PathBuf,
+    /// Database [default: SQLite in the directory]: `postgresql://USER@HOST/NAME?passwordfile=FILE`.
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
+}
+
+/// Files of the directory that stand in a backup.
+const FILES: [&str; 4] = [ISSUER, BOOTSTRAP, "pki/ca.crt", "pki/ca.key"];
+/// Key of certificates.
+const ISSUER: &str = "issuer.key";
+/// Accounts.
+const BOOTSTRAP: &str = "bootstrap.yaml";
 
 /// How a registry is served.
 #[derive(Args)]
 pub struct Serve {
-    /// Directory of database, key and certificates.
-    #[arg(long, value_name = "DIR", default_value = "./allod-registry", env = "ALLOD_REGISTRY")]
-    state: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Accounts, as the compliance monitor has them; read again on SIGHUP [default: bootstrap.yaml in the directory].
     #[arg(long, value_name = "FILE")]
     bootstrap: Option<PathBuf>,
@@ -52,9 +92,6 @@ pub struct Serve {
     /// More host names and addresses for the certificate that is made here.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     names: Vec<String>,
-    /// Database [default: SQLite in the directory]: `postgresql://USER@HOST/NAME?passwordfile=FILE`.
-    #[arg(long, value_name = "URL")]
-    database: Option<String>,
     /// Rules of a scope, in place of those built in of the same uuid, or one more scope (YAML).
     #[arg(long, value_name = "FILE")]
     rules: Vec<PathBuf>,
@@ -102,6 +139,50 @@ pub async fn run(command: Command) -> Result<()> {
     match command {
         Command::Serve(serve) => serve.run().await,
         Command::Account(account) => account.add(),
+        Command::Backup { place, output, seal } => place.backup(&output, &seal).await,
+        Command::Restore { place, input, key } => place.restore(&Backup { path: &input, key: &key }).await,
+    }
+}
+
+impl Place {
+    fn database(&self) -> String {
+        let own = || format!("sqlite://{}", self.state.join("registry.db").display());
+        self.database.clone().unwrap_or_else(own)
+    }
+
+    fn dump(&self) -> Dump {
+        Dump(self.state.join(format!("dump-{}", std::process::id())))
+    }
+
+    async fn backup(&self, output: &Path, seal: &seal::Seal) -> Result<()> {
+        let output = Output::new(output, seal)?;
+        let store = moving::source(&self.database(), registry::model::SCHEMAS).await?;
+        let dump = self.dump();
+        let content = store.dump(registry::model::SCHEMAS, &dump.0).await?;
+        let (there, missing): (Vec<&str>, _) = FILES.iter().partition(|f| self.state.join(f).exists());
+        let files: Vec<_> = there.iter().map(|f| (self.state.join(f), (*f).to_owned())).collect();
+        output.write(Of::Registry, false, &files, &dump, |_| {})?;
+        moving::print(&content);
+        let lacks = |file: &&str| [ISSUER, BOOTSTRAP].contains(file);
+        for file in missing.into_iter().filter(lacks) {
+            eprintln!("allod: {} is not there, and not in the backup", self.state.join(file).display());
+        }
+        Ok(())
+    }
+
+    async fn restore(&self, input: &Backup<'_>) -> Result<()> {
+        backup::verify(input, Of::Registry)?;
+        std::fs::create_dir_all(&self.state).with_context(|| self.state.display().to_string())?;
+        let _only = only(&self.state.join("lock"), "registry")?;
+        for taken in FILES.iter().chain(&["registry.db"]).map(|f| self.state.join(f)) {
+            if taken.exists() {
+                bail!("{} is there already: a backup is restored into an empty directory", taken.display());
+            }
+        }
+        let content = backup::load(input, self.dump(), &self.database(), registry::model::SCHEMAS).await?;
+        backup::unpack_files(input, |path| FILES.contains(&path).then(|| self.state.join(path)))?;
+        moving::print(&content);
+        Ok(())
     }
 }
 
@@ -185,7 +266,7 @@ async fn behind_proxy(mut request: Request) -> Request {
 
 impl Serve {
     fn bootstrap(&self) -> PathBuf {
-        self.bootstrap.clone().unwrap_or_else(|| self.state.join("bootstrap.yaml"))
+        self.bootstrap.clone().unwrap_or_else(|| self.place.state.join(BOOTSTRAP))
     }
 
     fn accounts(&self) -> Result<Accounts> {
@@ -208,7 +289,7 @@ impl Serve {
     }
 
     fn key(&self) -> Result<SigningKey> {
-        let path = self.key.clone().unwrap_or_else(|| self.state.join("issuer.key"));
+        let path = self.key.clone().unwrap_or_else(|| self.place.state.join(ISSUER));
         if self.key.is_none() && !path.exists() {
             write_secret(&path, SigningKey::generate(&Entropy::system()).as_bytes())?;
         }
@@ -220,16 +301,14 @@ impl Serve {
         if self.plain_http && !self.listen.ip().is_loopback() {
             bail!("--plain-http: {} is no loopback address", self.listen.ip());
         }
-        std::fs::create_dir_all(&self.state).with_context(|| self.state.display().to_string())?;
-        let _only = only(&self.state.join("lock"), "registry")?;
+        std::fs::create_dir_all(&self.place.state).with_context(|| self.place.state.display().to_string())?;
+        let _only = only(&self.place.state.join("lock"), "registry")?;
         let listener = TcpListener::bind(self.listen).await;
         let listener = listener.with_context(|| format!("cannot listen on {}", self.listen))?;
         let address = listener.local_addr()?;
         let scheme = if self.plain_http { "http" } else { "https" };
         let url = self.url.clone().unwrap_or_else(|| format!("{scheme}://{address}/"));
-        let database = self.database.clone();
-        let database =
-            database.unwrap_or_else(|| format!("sqlite://{}", self.state.join("registry.db").display()));
+        let database = self.place.database();
         let (clock, entropy): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), Entropy::system());
         let store = Store::open(&database, clock, entropy.clone(), registry::model::SCHEMAS).await?;
         let (key, scopes, accounts) = (self.key()?, self.scopes()?, self.accounts()?);
@@ -249,11 +328,11 @@ impl Serve {
             let router = router.layer(map_request(direct));
             (shown, tokio::spawn(crate::listener::serve(listener, tls, router, stopped)))
         };
-        write_secret(&self.state.join("listening"), format!("{scheme}://{address}").as_bytes())?;
+        write_secret(&self.place.state.join("listening"), format!("{scheme}://{address}").as_bytes())?;
         tracing::info!(url, address = %address, issuer = registry.key().did(), "serving");
         self.until_told(&registry, shown.as_deref()).await?;
         stop.send_replace(true);
-        let _ = std::fs::remove_file(self.state.join("listening"));
+        let _ = std::fs::remove_file(self.place.state.join("listening"));
         serving.await?
     }
 
@@ -306,7 +385,7 @@ impl Serve {
             config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
             return Ok((Tls::plain(config), Some(shown)));
         }
-        let pki = Pki::open(&self.state.join("pki"), SystemClock.now())?;
+        let pki = Pki::open(&self.place.state.join("pki"), SystemClock.now())?;
         let mut names = self.names.clone();
         names.push("localhost".into());
         Ok((pki.listener(address, &names, None)?, None))

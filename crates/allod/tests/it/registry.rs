@@ -213,3 +213,51 @@ async fn two_registries_on_one_postgresql_show_the_same() {
     assert_eq!(issuer(first.client(), &there).await, issuer(second.client(), &here).await);
     assert!(!first.state.join("registry.db").exists());
 }
+
+#[tokio::test]
+async fn a_backup_is_the_registry_and_nothing_else() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path();
+    accounts(dir);
+    let mut served = Served::start(dir, "registry", &[]);
+    let url = served.url().await;
+    report(dir, "report.yaml", "one");
+    assert!(upload(dir, &url, "registry", "report.yaml").status.success(), "{}", log(&served.state));
+    std::fs::write(dir.join("word"), "a passphrase that is long enough\n").unwrap();
+    let backup = ["registry", "backup", "--state", "registry", "--output", "one.backup"];
+    let told = allod(dir, &[&backup[..], &["--passphrase-file", "word"]].concat());
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    assert!(String::from_utf8_lossy(&told.stderr).contains("bootstrap.yaml is not there"), "it is elsewhere");
+    assert_eq!(dir.join("one.backup").metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let refused = |arguments: &[&str], why: &str| {
+        let output = allod(dir, arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && text.contains(why), "{arguments:?}: {text}");
+    };
+    refused(&backup, "");
+    refused(&[&backup[..], &["--unencrypted"]].concat(), "is there already");
+    refused(
+        &["restore", "--state", "cloud", "--input", "one.backup", "--passphrase-file", "word"],
+        "backup of a registry",
+    );
+    let restore = |state| {
+        let arguments = ["registry", "restore", "--state", state, "--input", "one.backup"];
+        [&arguments[..], &["--passphrase-file", "word"]].concat()
+    };
+    // What comes after the backup is not in it.
+    report(dir, "later.yaml", "two");
+    assert!(upload(dir, &url, "registry", "later.yaml").status.success());
+    refused(&restore("registry"), "another registry runs");
+    drop(served);
+    refused(&restore("registry"), "is there already");
+    fine(dir, &restore("second"));
+    for name in ["issuer.key", "pki/ca.crt", "pki/ca.key"] {
+        let read = |state: &str| std::fs::read(dir.join(state).join(name)).unwrap();
+        assert_eq!(read("registry"), read("second"), "{name}");
+    }
+    let mut served = Served::start(dir, "second", &[]);
+    let url = served.url().await;
+    assert_eq!(status(&served.client(), &url).await, "one");
+    assert!(upload(dir, &url, "second", "later.yaml").status.success(), "{}", log(&served.state));
+    assert_eq!(status(&served.client(), &url).await, "two");
+}
