@@ -4,6 +4,7 @@
 
 mod api;
 mod clients;
+mod certify;
 mod load;
 mod moving;
 // The same server as the store's tests start.
