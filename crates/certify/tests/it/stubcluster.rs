@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::http::request::Parts;
 use axum::http::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -158,7 +159,15 @@ async fn accept(listener: tokio::net::TcpListener, acceptor: TlsAcceptor, world:
 }
 
 fn tower_service(world: Arc<World>) -> TowerToHyperService<axum::Router> {
-    let answer = move |request: Request<Body>| std::future::ready(world.answer(&request));
+    let answer = move |request: Request<Body>| {
+        let world = world.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            // What is not read is a connection that ends while the client still writes.
+            let _ = axum::body::to_bytes(body, 1 << 20).await;
+            world.answer(&head)
+        }
+    };
     TowerToHyperService::new(axum::Router::new().fallback(answer))
 }
 
@@ -171,11 +180,11 @@ where
 }
 
 impl World {
-    fn answer(&self, request: &Request<Body>) -> Response<Body> {
+    fn answer(&self, request: &Parts) -> Response<Body> {
         // Clients of Kubernetes ask for `/version/`.
-        let path = request.uri().path().trim_end_matches('/');
+        let path = request.uri.path().trim_end_matches('/');
         let of_kubernetes = [RELEASES, FEED, RECORDS].iter().any(|p| path.starts_with(p));
-        let said = request.headers().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let said = request.headers.get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
         let answer = match self.answers.get(path) {
             _ if !of_kubernetes && said != self.authorization => {
                 Answer { status: 401, body: json!({"kind": "Status", "code": 401}), breaks: false }
