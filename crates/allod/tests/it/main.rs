@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic is how a test fails")]
 
 mod api;
-mod clients;
 mod certify;
+mod clients;
 mod load;
 mod moving;
 // The same server as the store's tests start.
