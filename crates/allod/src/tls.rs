@@ -194,7 +194,7 @@ fn authorities(file: &Path, ca: &CertificateDer<'_>) -> Result<Arc<dyn ClientCer
         bail!("{}: no certificate", told());
     }
     let builder = WebPkiClientVerifier::builder(Arc::new(roots)).with_crls(lists);
-    Ok(builder.allow_unknown_revocation_status().allow_unauthenticated().build().with_context(told)?)
+    builder.allow_unknown_revocation_status().allow_unauthenticated().build().with_context(told)
 }
 
 /// Takes a client certificate if one of both takes it; which one is asked again by [`Current::holder`].
@@ -406,7 +406,7 @@ mod tests {
             let (params, key) = (of_authority(name), KeyPair::generate().unwrap());
             let certificate = params.signed_by(&key, &root).unwrap().der().clone();
             let between = Issuer::new(params, key);
-            chains.push(signed(&pretender(world.host), &between, &[certificate.clone()]));
+            chains.push(signed(&pretender(world.host), &between, std::slice::from_ref(&certificate)));
             // With a host's true certificate, and the cloud's CA, among what comes with it.
             let host = world.own(&format!("host-{}", world.host)).0.remove(0);
             let ca = pki::certificate(&world.dir.path().join("ca.crt")).unwrap();
@@ -516,7 +516,7 @@ mod tests {
         assert_eq!(kind, HandshakeKind::Resumed);
         assert!(holder.client.is_some(), "who comes back is verified here");
         fs::write(world.file(), &two).unwrap();
-        assert!(world.seen(&*tls.at(now), Some(leaf())).await.is_some(), "not looked yet");
+        assert!(world.seen(&tls.at(now), Some(leaf())).await.is_some(), "not looked yet");
         let after = tls.at(now + LOOK);
         assert!(meet(&after, &again).await.is_none());
         assert!(world.seen(&after, Some(leaf())).await.is_none());
@@ -527,6 +527,6 @@ mod tests {
         let same = tls.at(now + LOOK * 2);
         assert!(world.seen(&same, Some(signed(&params("client"), &second, &[]))).await.is_some());
         fs::write(world.file(), &one).unwrap();
-        assert!(world.seen(&*tls.at(now + LOOK * 3), Some(leaf())).await.is_some());
+        assert!(world.seen(&tls.at(now + LOOK * 3), Some(leaf())).await.is_some());
     }
 }
