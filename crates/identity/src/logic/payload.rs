@@ -405,11 +405,9 @@ mod tests {
         URL_SAFE_NO_PAD.encode([seed; 16])
     }
 
-    /// `msgpack.packb((2, (True, b"\x11" * 16), 2, (True, b"\x22" * 16), 1795253084.0, [b"\x07" * 16]))` by Python's
-    /// msgpack 1.1, which is what Keystone 30 packs.
-    #[test]
-    fn the_bytes_are_those_of_python() {
-        let payload = Payload {
+    /// What the tokens below have in common: of a user, for a project, and nothing else.
+    fn of_python() -> Payload {
+        Payload {
             user_id: "11".repeat(16),
             methods: vec!["password"],
             scope: PayloadScope::Project("22".repeat(16)),
@@ -422,7 +420,14 @@ mod tests {
             thumbprint: None,
             issued_micros: None,
             generation: None,
-        };
+        }
+    }
+
+    /// `msgpack.packb((2, (True, b"\x11" * 16), 2, (True, b"\x22" * 16), 1795253084.0, [b"\x07" * 16]))` by Python's
+    /// msgpack 1.1, which is what Keystone 30 packs.
+    #[test]
+    fn the_bytes_are_those_of_python() {
+        let payload = of_python();
         let expected = hex::decode(concat!(
             "960292c3c410111111111111111111111111111111110292c3c41022222222222222222222222222222222",
             "cb41dac058d700000091c41007070707070707070707070707070707"
@@ -436,22 +441,13 @@ mod tests {
     #[test]
     fn federated_bytes_are_those_of_python() {
         let payload = Payload {
-            user_id: "11".repeat(16),
             methods: vec!["token", "mapped"],
-            scope: PayloadScope::Project("22".repeat(16)),
-            expires_at: Timestamp::from_secs(1_795_253_084),
-            audit_ids: vec![audit_id(7)],
-            application_credential_id: None,
-            trust_id: None,
-            access_token_id: None,
             federated: Some(Federated {
                 idp_id: "keycloak".into(),
                 protocol_id: "openid".into(),
                 group_ids: vec!["33".repeat(16)],
             }),
-            thumbprint: None,
-            issued_micros: None,
-            generation: None,
+            ..of_python()
         };
         let expected = hex::decode(FEDERATED).unwrap();
         assert_eq!(pack(&payload).unwrap(), expected);
@@ -463,18 +459,9 @@ mod tests {
     #[test]
     fn bound_bytes_are_those_of_python() {
         let payload = Payload {
-            user_id: "11".repeat(16),
             methods: vec![BY_CERTIFICATE],
-            scope: PayloadScope::Project("22".repeat(16)),
-            expires_at: Timestamp::from_secs(1_795_253_084),
-            audit_ids: vec![audit_id(7)],
-            application_credential_id: None,
-            trust_id: None,
-            access_token_id: None,
-            federated: None,
             thumbprint: Some("JKYwccOyV3_XJzcf-R685sB8mpN0zBt2ggyOLhJhRzw=".into()),
-            issued_micros: None,
-            generation: None,
+            ..of_python()
         };
         let expected = hex::decode(BOUND).unwrap();
         assert_eq!(pack(&payload).unwrap(), expected);
