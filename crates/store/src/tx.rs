@@ -385,7 +385,7 @@ impl<'a> Tx<'a> {
     }
 
     /// Id, generation, revision and last change of what matches: what is needed to know whether a copy is still good. They
-    /// are in no order where neither an order nor a page was asked for: sorting costs as much as finding them.
+    /// are in no order where neither an order nor a page was asked for: who holds copies looks them up by id.
     ///
     /// # Errors
     /// As [`Tx::list`].
