@@ -292,10 +292,17 @@ impl Sql {
             }
             Filter::Like(name, pattern) => {
                 kind::<R>(name)?;
-                // SQLite's LIKE ignores ASCII case, and so does ILIKE on columns of collation "C".
-                let like = if self.postgres { " ILIKE " } else { " LIKE " };
-                self.push(&ident(name)).push(like);
-                self.bind(Value::Text(pattern.clone())).push(" ESCAPE '\\'");
+                let column = ident(name);
+                if !self.postgres {
+                    // Ignores ASCII case.
+                    self.push(&column).push(" LIKE ");
+                    self.bind(Value::Text(pattern.clone())).push(" ESCAPE '\\'");
+                    return Ok(());
+                }
+                // LOWER changes ASCII only on columns of collation "C". ILIKE would lower the pattern for each row, too.
+                let cased = pattern.bytes().any(|b| b.is_ascii_alphabetic());
+                self.push(&if cased { format!("LOWER({column})") } else { column }).push(" LIKE ");
+                self.bind(Value::Text(pattern.to_ascii_lowercase()));
             }
             Filter::Any(filters) if filters.is_empty() => {
                 self.push("1=0");
