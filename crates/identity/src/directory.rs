@@ -70,10 +70,18 @@ pub fn insert_once<R: store::Resource>(tx: &mut Tx<'_>, resource: &mut R) -> Res
 /// # Errors
 /// The store's.
 pub fn epochs(tx: &mut Tx<'_>, users: &[UserId]) -> Result<(u64, u64)> {
-    let keys = std::iter::once(ALL).chain(users.iter().map(UserId::as_str));
-    let rows = tx.list::<Epoch>(&Query::new().is_in("id", keys))?;
-    let of = |key: &str| rows.iter().find(|e| e.id == key).map_or(0, |e| e.count);
-    Ok((of(ALL), rows.iter().filter(|e| e.id != ALL).map(|e| e.count).sum()))
+    Ok(epochs_in(&tx.list::<Epoch>(&Query::new().is_in("id", epoch_ids(users)))?, users))
+}
+
+/// Which rows the epochs of `users` are made of.
+pub fn epoch_ids(users: &[UserId]) -> impl Iterator<Item = String> + '_ {
+    std::iter::once(ALL).chain(users.iter().map(UserId::as_str)).map(str::to_owned)
+}
+
+/// As [`epochs`], from rows that were read already.
+pub fn epochs_in(rows: &[Epoch], users: &[UserId]) -> (u64, u64) {
+    let of = |id: &str| rows.iter().find(|e| e.id == id).map_or(0, |e| e.count);
+    (of(ALL), users.iter().map(|user| of(user.as_str())).sum())
 }
 
 /// A domain by name.

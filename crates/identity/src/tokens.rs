@@ -20,6 +20,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use contract::auth::{AuthContext, Authenticator, Presented, Scope};
 use parking_lot::RwLock;
+use reconcile::Together;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use store::{Store, Tx};
@@ -34,11 +35,14 @@ use crate::logic::catalog::fill;
 use crate::logic::certificate;
 use crate::logic::payload::{self, Federated, Payload, PayloadScope};
 use crate::model::{
-    AccessToken, ApplicationCredential, Domain, Endpoint, Place, Project, Revocation, RuleOfAccess, Service,
-    Trust, User,
+    AccessToken, ApplicationCredential, Domain, Endpoint, Epoch, Place, Project, Revocation, RuleOfAccess,
+    Service, Trust, User,
 };
 use crate::revocations;
 use crate::words;
+
+/// Tokens whose epochs are looked at together.
+const LOOKS: usize = 64;
 
 /// Services with their endpoints, as of one epoch.
 pub type Catalog = Vec<(Service, Vec<Endpoint>)>;
@@ -185,6 +189,8 @@ pub struct Tokens {
     limits: Limits,
     cache: Cache<[u8; 32], Validated>,
     catalog: RwLock<Option<(u64, Arc<Catalog>)>>,
+    /// Looks at the epochs of some users each.
+    looks: Together<Vec<UserId>, Option<(u64, u64)>>,
     /// Grows after each write of this process.
     writes: AtomicU64,
 }
@@ -232,6 +238,7 @@ impl Tokens {
             limits,
             cache,
             catalog: RwLock::new(None),
+            looks: Together::new(LOOKS),
             writes: AtomicU64::new(0),
         }
     }
@@ -263,9 +270,7 @@ impl Tokens {
             if !self.limits.shared && known.seen.load(Ordering::SeqCst) == writes {
                 return Ok(Some(known));
             }
-            let users = known.users.clone();
-            let epochs = self.store.read(move |tx| directory::epochs(tx, &users)).await?;
-            if epochs == known.epochs {
+            if self.epochs(&known.users).await? == known.epochs {
                 known.seen.store(writes, Ordering::SeqCst);
                 return Ok(Some(known));
             }
@@ -276,6 +281,23 @@ impl Tokens {
             None => self.cache.remove(&key),
         }
         Ok(valid)
+    }
+
+    /// Where the epochs stand. Those that ask at the same time share a look, which begins after all of them asked.
+    async fn epochs(&self, users: &[UserId]) -> Result<(u64, u64)> {
+        let look = |all: Vec<Vec<UserId>>| async move {
+            let ids: BTreeSet<String> = all.iter().flat_map(|users| directory::epoch_ids(users)).collect();
+            let rows = self.store.glance::<Epoch>(ids.into_iter().collect()).await.ok();
+            all.iter().map(|users| rows.as_ref().map(|rows| directory::epochs_in(rows, users))).collect()
+        };
+        match self.looks.call(users.to_vec(), look).await {
+            Some(epochs) => Ok(epochs),
+            // What is wrong with the database is told to each.
+            None => {
+                let users = users.to_vec();
+                self.store.read(move |tx| directory::epochs(tx, &users)).await
+            }
+        }
     }
 
     /// As [`Tokens::validate`], also for tokens that ended within the window of `allow_expired`.

@@ -11,6 +11,7 @@
 
 mod dump;
 mod gate;
+mod glance;
 mod lane;
 mod lease;
 mod migrate;
@@ -216,6 +217,27 @@ impl Store {
                 return result;
             }
         }
+    }
+
+    /// Those of `ids` that are there, in no order, as they were committed when the call began or later. On PostgreSQL this is
+    /// one statement without a transaction around it: for what is asked all the time, of a few rows.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub async fn glance<R: Resource>(&self, ids: Vec<R::Id>) -> Result<Vec<R>> {
+        if let Engine::Postgres(postgres) = &self.0.engine {
+            if let Some(gate) = &self.1 {
+                gate.read()?;
+            }
+            let began = Instant::now();
+            if let Some(rows) = postgres.glances.rows(&tx::by_ids::<R>(&ids, true)).await {
+                metrics::counter!("allod_store_statements_total", "kind" => "read").increment(1);
+                metrics::histogram!("allod_store_seconds", "kind" => "read").record(began.elapsed());
+                return rows.into_iter().map(tx::decode).collect();
+            }
+        }
+        // A transaction knows how to wait for a database that is away.
+        self.read(move |tx| tx.of_ids(&ids)).await
     }
 
     /// Runs `work` in a transaction and answers once it is on disk. `work` is run again, whole, when another writer was

@@ -16,6 +16,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{AsyncMessage, Client, Row, Statement};
 
+use crate::glance::Glances;
 use crate::lane::Lane;
 use crate::outbox::{Outbox, Wake};
 use crate::tls::Tls;
@@ -44,6 +45,7 @@ pub(crate) struct Postgres {
     config: (tokio_postgres::Config, Tls),
     source: Source,
     lane: Lane,
+    pub glances: Glances,
     clock: Arc<dyn Clock>,
     outbox: Arc<Outbox>,
 }
@@ -116,7 +118,8 @@ impl Postgres {
         tokio::spawn(listen(config.clone(), origin.clone(), Arc::downgrade(&outbox)));
         let source = Source { pool, origin };
         let lane = Lane::new(source.clone(), clock.clone(), outbox.clone());
-        Ok(Box::new(Postgres { config, source, lane, clock, outbox }))
+        let glances = Glances::new(config.clone());
+        Ok(Box::new(Postgres { config, source, lane, glances, clock, outbox }))
     }
 
     /// Waits until no other process migrates; nobody else does while the answer is kept. It is a session's lock that is
@@ -575,7 +578,7 @@ impl ToSql for Value {
 type Answer<T> = std::result::Result<T, Failure>;
 
 /// Borrowed parameters, as the client wants them.
-fn borrowed(params: &[Value]) -> Vec<&(dyn ToSql + Sync)> {
+pub(crate) fn borrowed(params: &[Value]) -> Vec<&(dyn ToSql + Sync)> {
     params.iter().map(|p| p as &(dyn ToSql + Sync)).collect()
 }
 
@@ -587,6 +590,12 @@ fn value(row: &Row, i: usize, ty: &Type) -> std::result::Result<Value, tokio_pos
     })
 }
 
+pub(crate) fn values(rows: &[Row]) -> std::result::Result<Vec<Vec<Value>>, tokio_postgres::Error> {
+    let of_row =
+        |row: &Row| row.columns().iter().enumerate().map(|(i, c)| value(row, i, c.type_())).collect();
+    rows.iter().map(of_row).collect()
+}
+
 impl Connection for Session {
     fn postgres(&self) -> bool {
         true
@@ -595,12 +604,7 @@ impl Connection for Session {
     fn query(&mut self, sql: &str, params: &[Value]) -> Answer<Vec<Vec<Value>>> {
         let statement = self.prepare(sql)?;
         let rows = self.ask(async |client| client.query(&statement, &borrowed(params)).await)?;
-        let mut found = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let values = row.columns().iter().enumerate().map(|(i, c)| value(row, i, c.type_()));
-            found.push(values.collect::<std::result::Result<_, _>>().map_err(|e| self.failure(e))?);
-        }
-        Ok(found)
+        values(&rows).map_err(|e| self.failure(e))
     }
 
     fn execute(&mut self, sql: &str, params: &[Value]) -> Answer<u64> {

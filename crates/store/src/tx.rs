@@ -160,6 +160,11 @@ impl<'a> Tx<'a> {
         sql
     }
 
+    pub(crate) fn of_ids<R: Resource>(&mut self, ids: &[R::Id]) -> Result<Vec<R>> {
+        let sql = by_ids::<R>(ids, self.connection.postgres());
+        self.rows_of::<R>(&sql)?.into_iter().map(decode).collect()
+    }
+
     /// The resource with this id.
     ///
     /// # Errors
@@ -511,7 +516,15 @@ impl<'a> Tx<'a> {
 
 const BODY: &str = "body, generation, revision, created_at, updated_at";
 
-fn decode<R: Resource>(row: Vec<Value>) -> Result<R> {
+/// What asks for the resources with these ids.
+pub(crate) fn by_ids<R: Resource>(ids: &[R::Id], postgres: bool) -> Sql {
+    let texts = ids.iter().map(ToString::to_string).filter(|id| !id.contains('\0'));
+    let mut sql = Sql::new(format!("SELECT {BODY} FROM {} WHERE ", ident(R::TABLE)), postgres);
+    sql.is_one_of("id", texts.map(Value::Text).collect());
+    sql
+}
+
+pub(crate) fn decode<R: Resource>(row: Vec<Value>) -> Result<R> {
     let mut row = row.into_iter();
     let body = row.next().map(Value::text).unwrap_or_default();
     let mut resource: R =

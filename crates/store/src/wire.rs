@@ -17,7 +17,8 @@ use tokio_postgres::{Client, Config, Statement};
 use crate::postgres::unavailable;
 use crate::tls::Tls;
 
-type Connection = Pin<Box<dyn Future<Output = std::result::Result<(), tokio_postgres::Error>> + Send>>;
+pub(crate) type Connection =
+    Pin<Box<dyn Future<Output = std::result::Result<(), tokio_postgres::Error>> + Send>>;
 type Answer<T> = std::result::Result<T, tokio_postgres::Error>;
 
 /// Nothing is sent or received but in a call; calls are made by blocking threads, one at a time.
@@ -70,17 +71,7 @@ impl Wire {
 
     /// Runs `ask` to its end. What it sends with its first polls goes out together.
     pub fn wait<T>(&mut self, ask: impl AsyncFnOnce(&Client) -> T) -> T {
-        self.drive(async |client, connection| {
-            let mut answer = pin!(ask(client));
-            poll_fn(|cx| match answer.as_mut().poll(cx) {
-                Poll::Ready(answer) => Poll::Ready(answer),
-                Poll::Pending => {
-                    advance(connection, cx);
-                    Poll::Pending
-                }
-            })
-            .await
-        })
+        self.drive(async |client, connection| driven(connection, ask(client)).await)
     }
 
     /// Sends a command whose answer nobody waits for.
@@ -126,6 +117,19 @@ impl Drop for Wire {
             runtime.shutdown_background();
         }
     }
+}
+
+/// Drives the connection until `answer` is there, which is asked for on it.
+pub(crate) async fn driven<T>(connection: &mut Option<Connection>, answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    poll_fn(|cx| match answer.as_mut().poll(cx) {
+        Poll::Ready(answer) => Poll::Ready(answer),
+        Poll::Pending => {
+            advance(connection, cx);
+            Poll::Pending
+        }
+    })
+    .await
 }
 
 /// Sends and receives what can be without waiting.

@@ -108,3 +108,42 @@ async fn what_servers_do_at_once_is_done_once_and_told_rightly() {
     let user = two.admin.get(&format!("/v3/users/{}", one.demo)).await.expect(200).at("/user");
     assert!((0..6).all(|i| user[format!("key-{i}")] == i), "no edit is lost: {user}");
 }
+
+/// Validations at the same time share a look at the database: none may share one that began before it was asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_validation_that_begins_after_a_revocation_finds_the_token_good() {
+    let (server, dir) = (Server::start(), tempfile::tempdir().unwrap());
+    let (one, two) = two(&server, &dir.path().join("keys")).await;
+    let (one, two) = (&one, &two);
+    let mut answers = [0; 2];
+    for _ in 0..10 {
+        let tokens = join_all((0..4).map(|_| one.token("demo", json!("unscoped")))).await;
+        let revoked = std::sync::atomic::AtomicUsize::new(0);
+        let (revoked, tokens) = (&revoked, &tokens);
+        let revoking = async move {
+            for (n, token) in tokens.iter().enumerate() {
+                one.admin.with_header("x-subject-token", token).delete("/v3/auth/tokens").await.expect(204);
+                revoked.store(n + 1, std::sync::atomic::Ordering::SeqCst);
+            }
+        };
+        let validating = (0..8).map(|i| async move {
+            let (token, mut seen) = (&tokens[i % 4], [0; 2]);
+            loop {
+                let gone = revoked.load(std::sync::atomic::Ordering::SeqCst) > i % 4;
+                let status = two.validate(token).await.status;
+                assert!(
+                    [200, 404].contains(&status) && (status == 404 || !gone),
+                    "{status}, revoked before: {gone}"
+                );
+                seen[usize::from(status == 404)] += 1;
+                if gone {
+                    return seen;
+                }
+            }
+        });
+        for [good, bad] in futures::join!(revoking, join_all(validating)).1 {
+            answers = [answers[0] + good, answers[1] + bad];
+        }
+    }
+    assert!(answers.iter().all(|n| *n >= 80), "{answers:?}");
+}

@@ -40,6 +40,7 @@ macro_rules! on_every_engine {
 
 on_every_engine!(
     crud,
+    a_glance_sees_what_is_committed,
     uniqueness_names_its_columns,
     compare_and_set,
     queries_agree_with_a_model,

@@ -102,6 +102,32 @@ pub async fn crud(store: Store) {
     assert!(missing.public().contains(&id.to_string()));
 }
 
+pub async fn a_glance_sees_what_is_committed(store: Store) {
+    let entropy = Entropy::seeded(1);
+    let (mut last, two) = (add(&store, thing(&entropy, "a")).await.unwrap(), thing(&entropy, "b"));
+    let (id, ids) = (last.id, vec![last.id, two.id]);
+    assert_eq!(store.glance::<Thing>(ids.clone()).await.unwrap(), [last.clone()]);
+    assert!(store.glance::<Thing>(Vec::new()).await.unwrap().is_empty());
+    let two = add(&store, two).await.unwrap();
+    // One that is dropped before its answer is there leaves nobody else's answer to the next.
+    for _ in 0..20 {
+        let (at_once, other) = (store.clone(), two.id);
+        let dropped = tokio::spawn(async move { at_once.glance::<Thing>(vec![other]).await });
+        tokio::task::yield_now().await;
+        dropped.abort();
+        let grow = move |tx: &mut store::Tx<'_>| {
+            let mut thing = tx.need::<Thing>(&id)?;
+            thing.size += 1;
+            tx.update(&mut thing)?;
+            Ok(thing)
+        };
+        last = store.write(grow).await.unwrap();
+        assert_eq!(store.glance::<Thing>(vec![last.id]).await.unwrap(), [last.clone()]);
+    }
+    store.write(move |tx| tx.delete::<Thing>(&id)).await.unwrap();
+    assert_eq!(store.glance::<Thing>(ids).await.unwrap(), [two]);
+}
+
 pub async fn uniqueness_names_its_columns(store: Store) {
     let entropy = Entropy::seeded(1);
     let first = add(&store, Thing { address: Some("x".into()), ..thing(&entropy, "a") }).await.unwrap();
