@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test identity domain-manager federation middleware sidebyside certify-parity registry-parity probe fleet partitions replicas bench storm bench-identity clean build docs
+.PHONY: up down test tools identity domain-manager federation middleware sidebyside certify-parity registry-parity probe fleet partitions replicas bench storm bench-identity clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -51,6 +51,10 @@ certify-parity: ## allod certify and upstream's unmodified scripts against Allod
 	cargo build --release --locked -p certify --example stubcloud --example stubcluster
 	conformance/certify.py $(RELEASE) --server $(RELEASE) --stub $(dir $(RELEASE))examples/stubcloud \
 	  --clusters $(dir $(RELEASE))examples/stubcluster --monitor --kills 20
+
+tools: ## the programs that judge any cloud and their agent for guests, static (musl), in target/tools
+	scripts/setup build tools
+	scripts/tools target/tools
 
 registry-parity: ## the same reports to upstream's compliance monitor and to allod registry, the same answers
 	scripts/setup build run test
