@@ -7,12 +7,18 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
 /// Work of which much at once costs little more than one: calls wait while a batch is worked on, and are the next batch.
-/// A call that comes alone is worked on at once. There is no task behind it: whoever comes first works for all.
+/// A call that comes alone is worked on at once; where calls lately came together, the first gives others a moment to come.
+/// There is no task behind it: whoever comes first works for all.
 pub struct Together<I, O> {
     waiting: Mutex<VecDeque<(I, oneshot::Sender<O>)>>,
-    turn: tokio::sync::Mutex<()>,
+    /// Whoever has it works; how many calls a batch had lately.
+    turn: tokio::sync::Mutex<usize>,
     most: usize,
 }
+
+/// How often the first of a batch lets what is ready run before it. Callers that were answered together come back one by one:
+/// without this, every other batch would be the first of them alone.
+const MOMENTS: usize = 4;
 
 impl<I: Clone, O> Together<I, O> {
     /// At most `most` calls in one batch.
@@ -25,18 +31,24 @@ impl<I: Clone, O> Together<I, O> {
     /// may see an item twice.
     pub async fn call<F: Future<Output = Vec<O>>>(&self, item: I, work: impl Fn(Vec<I>) -> F) -> O {
         let mut answered = self.queue(item.clone());
-        let _turn = self.turn.lock().await;
+        let mut lately = self.turn.lock().await;
         loop {
             match answered.try_recv() {
                 Ok(answer) => return answer,
                 Err(TryRecvError::Closed) => answered = self.queue(item.clone()),
                 Err(TryRecvError::Empty) => {}
             }
+            if *lately > 1 {
+                for _ in 0..MOMENTS {
+                    tokio::task::yield_now().await;
+                }
+            }
             let (items, answers): (Vec<I>, Vec<oneshot::Sender<O>>) = {
                 let mut waiting = self.waiting.lock();
                 let some = waiting.len().min(self.most);
                 waiting.drain(..some).unzip()
             };
+            *lately = items.len().max(*lately / 2);
             for (answer, to) in work(items).await.into_iter().zip(answers) {
                 let _ = to.send(answer);
             }
@@ -87,6 +99,33 @@ mod tests {
         all.sort_unstable();
         assert_eq!(all, (1..10).collect::<Vec<_>>());
         assert!(batches.len() <= 3, "{batches:?}");
+    }
+
+    #[tokio::test]
+    async fn who_comes_right_after_the_first_is_waited_for_where_that_happened_before() {
+        let together = Arc::new(Together::<u32, usize>::new(16));
+        let of_how_many = |items: Vec<u32>| async move {
+            tokio::task::yield_now().await;
+            vec![items.len(); items.len()]
+        };
+        let start = |n: u32| {
+            let together = together.clone();
+            tokio::spawn(async move { together.call(n, of_how_many).await })
+        };
+        let first: Vec<_> = (0..4).map(start).collect();
+        let mut sizes = Vec::new();
+        for call in first {
+            sizes.push(call.await.unwrap());
+        }
+        assert_eq!(sizes, [1, 3, 3, 3], "the very first did not know of others");
+        // One who comes back a little before the others.
+        let early = start(0);
+        tokio::task::yield_now().await;
+        let late: Vec<_> = (1..4).map(start).collect();
+        assert_eq!(early.await.unwrap(), 4);
+        for call in late {
+            assert_eq!(call.await.unwrap(), 4);
+        }
     }
 
     #[tokio::test(start_paused = true)]
