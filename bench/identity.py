@@ -162,6 +162,12 @@ def login(n, projects):
     return {'auth': {'identity': {'methods': ['password'], 'password': {'user': user}}, 'scope': {'project': {'id': ident('b', n % projects)}}}}
 
 
+def validations(asker, token):
+    """Name, connections, headers."""
+    both, own = {'X-Auth-Token': asker, 'X-Subject-Token': token}, {'X-Auth-Token': token, 'X-Subject-Token': token}
+    return [('validation', 8, both), ('validation, one connection', 1, both), ('validation, 32 connections', 32, both), ('own token', 8, own)]
+
+
 async def costs(a, c, cpu):
     """CPU-ms each of tokens and validations; one connection, so that logins do not wait for each other."""
     out, header = {}, {'Content-Type': 'application/json'}
@@ -178,11 +184,8 @@ async def costs(a, c, cpu):
     out['token'] = {'cpu_ms': round(t12, 2), 'bcrypt_ms': round(bcrypt, 2), 'rest_ms': round(t12 - bcrypt, 3), 'rest_percent': round((t12 - bcrypt) / bcrypt * 100, 2), 'libcrypt_ms': libcrypt()}
     print('token by password: %.2f CPU-ms, of which bcrypt %.2f; the rest is %.3f ms = %.2f %%' % (t12, bcrypt, t12 - bcrypt, out['token']['rest_percent']), flush=True)
     s, h, _ = await c.http.req('POST', c.auth_url + '/auth/tokens', login(12, a.projects))
-    a.conns = 8
-    for name, headers in (('validation', {'X-Auth-Token': c.token, 'X-Subject-Token': h['x-subject-token']}), ('own token', {'X-Auth-Token': h['x-subject-token'], 'X-Subject-Token': h['x-subject-token']})):
-        r = out[name] = await asyncio.to_thread(load, c, cpu, 'GET', c.auth_url + '/auth/tokens', headers)
-        if 'error' in r or r['errors']: raise RuntimeError(r)
-        print('%s: %.3f CPU-ms, %d/s' % (name, r['server_cpu_ms_per_op'], r['req_s']), flush=True)
+    for name, conns, headers in validations(c.token, h['x-subject-token']):
+        out[name] = await steady_cost(a, c, cpu, name, conns, 'GET', headers)
     # As services see it after a change: nothing is remembered of any of these tokens.
     tokens = []
     for n in range(4, 204, 2):
@@ -225,12 +228,12 @@ def peer(a, dir, ours):
             await c.login()
             s, h, b = await c.http.req('POST', c.auth_url + '/auth/tokens', who)
             if s != 201: raise RuntimeError('login: %d %s' % (s, b[:200]))
-            token = h['x-subject-token']; both = {'X-Auth-Token': c.token, 'X-Subject-Token': token}
-            return {'token': await steady_cost(a, c, cpu, 'Keystone: token by password', 1, 'POST', {'Content-Type': 'application/json'}, who),
-                    'validation': await steady_cost(a, c, cpu, 'Keystone: validation', 8, 'GET', both),
-                    'own token': await steady_cost(a, c, cpu, 'Keystone: own token', 8, 'GET', {'X-Auth-Token': token, 'X-Subject-Token': token})}
+            out = {'token': await steady_cost(a, c, cpu, 'Keystone: token by password', 1, 'POST', {'Content-Type': 'application/json'}, who)}
+            for name, conns, headers in validations(c.token, h['x-subject-token']):
+                out[name] = await steady_cost(a, c, cpu, 'Keystone: ' + name, conns, 'GET', headers)
+            return out
         r = asyncio.run(run())
-        for name in ('validation', 'own token'):
+        for name, _, _ in validations('', ''):
             r[name]['times_ours'] = round(r[name]['server_cpu_ms_per_op'] / ours[name]['server_cpu_ms_per_op'], 1)
             print('%s: Keystone takes %.1f times the CPU' % (name, r[name]['times_ours']), flush=True)
         return r
