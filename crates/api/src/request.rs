@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Method};
 use base::{Error, Result};
 use bytes::Bytes;
+use contract::auth::Moment;
 use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -26,6 +27,7 @@ pub struct Request<T> {
 /// Everything of a request but its body.
 #[derive(Debug)]
 pub(crate) struct Head {
+    pub began: Moment,
     pub method: Method,
     pub path: String,
     pub params: Vec<(String, String)>,
@@ -128,6 +130,11 @@ impl<T> Request<T> {
     /// the service trusts proxies.
     pub fn peer(&self) -> Option<IpAddr> {
         self.head.peer
+    }
+
+    /// When it began.
+    pub fn began(&self) -> Moment {
+        self.head.began
     }
 
     /// The client certificate the connection was made with, if any. A proxy's connection has none of its clients.

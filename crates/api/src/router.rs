@@ -16,7 +16,7 @@ use axum::http::{
 };
 use base::{Entropy, Error, Kind, Result};
 use bytes::Bytes;
-use contract::auth::Presented;
+use contract::auth::{Moment, Presented};
 use contract::{AuthContext, Scope};
 use futures::FutureExt;
 use tracing::Instrument;
@@ -291,6 +291,7 @@ impl<S: Service> Table<S> {
     }
 
     async fn run(&self, progress: &mut Progress, parts: Parts, body: Body) -> Result<(Reply, StatusCode)> {
+        let began = Moment::next();
         let path = parts.uri.path();
         let (place, params) = self.find(path).ok_or_else(|| self.dialect.no_such_path())?;
         let routes = self.routes(place, &parts.method).ok_or_else(|| {
@@ -302,7 +303,7 @@ impl<S: Service> Table<S> {
         })?;
         let first = routes.first().ok_or_else(|| self.dialect.no_such_path())?;
         progress.op = Some((first.index, first.info.clone()));
-        let auth = self.caller(&parts, first.info.token).await?;
+        let auth = self.caller(&parts, began, first.info.token).await?;
         let mv = self.negotiate(&parts.headers, first.info.token == TokenNeed::Never)?;
         progress.mv = self.dialect.microversions.map(|_| mv);
         let first = routes.iter().find(|r| r.serves(mv)).ok_or_else(|| self.dialect.no_such_path())?;
@@ -346,6 +347,7 @@ impl<S: Service> Table<S> {
             mv,
         };
         let head = Head {
+            began,
             peer: peer(&parts, settings.trust_forwarded),
             certificate: parts.extensions.get().cloned(),
             path: parts.uri.path().to_owned(),
@@ -365,7 +367,12 @@ impl<S: Service> Table<S> {
         of(method).or_else(|| if method == Method::HEAD { of(&Method::GET) } else { None })
     }
 
-    async fn caller(&self, parts: &Parts, need: TokenNeed) -> Result<Option<Arc<AuthContext>>> {
+    async fn caller(
+        &self,
+        parts: &Parts,
+        began: Moment,
+        need: TokenNeed,
+    ) -> Result<Option<Arc<AuthContext>>> {
         if need == TokenNeed::Never {
             return Ok(None);
         }
@@ -378,7 +385,9 @@ impl<S: Service> Table<S> {
         let (service, authenticator) = (self.dialect.service_type, self.state.authenticator());
         let certificate = parts.extensions.get::<request::Certificate>().map(|c| &*c.0);
         let (method, path) = (parts.method.as_str(), parts.uri.path());
-        match authenticator.authenticate_for(token, Presented { service, method, path, certificate }).await {
+        let subject = parts.headers.get("x-subject-token").and_then(|v| v.to_str().ok());
+        let presented = Presented { began, subject, service, method, path, certificate };
+        match authenticator.authenticate_for(token, presented).await {
             Ok(auth) => Ok(Some(auth)),
             Err(error) if error.kind() == Kind::Unauthenticated => Err(refused()),
             Err(error) => Err(error),

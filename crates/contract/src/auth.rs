@@ -1,6 +1,7 @@
 //! Who is calling: what a valid token says.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use base::{DomainId, ProjectId, Result, Timestamp, UserId};
@@ -76,9 +77,26 @@ impl AuthContext {
     }
 }
 
+/// A place in the order of what this process does: what began at a greater moment began later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// Later than every moment before it, and none is the same.
+    pub fn next() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Moment(LAST.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+}
+
 /// The request a token comes with.
 #[derive(Debug, Clone, Copy)]
 pub struct Presented<'a> {
+    /// When the request began: what was found out about the token since then need not be found out again for it.
+    pub began: Moment,
+    /// The token the request is about, if it names one (`X-Subject-Token`; Identity API v3, "Authentication and token
+    /// management"): what has to be asked about both may be asked together.
+    pub subject: Option<&'a str>,
     /// The type of the service that is asked.
     pub service: &'a str,
     /// The method.

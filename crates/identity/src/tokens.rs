@@ -18,8 +18,8 @@ use base::{
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use contract::auth::{AuthContext, Authenticator, Presented, Scope};
-use parking_lot::RwLock;
+use contract::auth::{AuthContext, Authenticator, Moment, Presented, Scope};
+use parking_lot::{Mutex, RwLock};
 use reconcile::Together;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -77,6 +77,8 @@ pub struct Validated {
     epochs: (u64, u64),
     /// The count of this process's writes under which the epochs were last seen standing.
     seen: AtomicU64,
+    /// When the last look began that saw them stand.
+    looked: Mutex<Moment>,
     whole: OnceLock<Bytes>,
     bare: OnceLock<Bytes>,
 }
@@ -189,8 +191,8 @@ pub struct Tokens {
     limits: Limits,
     cache: Cache<[u8; 32], Validated>,
     catalog: RwLock<Option<(u64, Arc<Catalog>)>>,
-    /// Looks at the epochs of some users each.
-    looks: Together<Vec<UserId>, Option<(u64, u64)>>,
+    /// Looks at the rows of epochs with these ids.
+    looks: Together<BTreeSet<String>, Option<(Moment, Arc<Vec<Epoch>>)>>,
     /// Grows after each write of this process.
     writes: AtomicU64,
 }
@@ -258,7 +260,21 @@ impl Tokens {
     /// # Errors
     /// Only the store's; a token that is not valid is `None`.
     pub async fn validate(&self, token: &str) -> Result<Option<Arc<Validated>>> {
-        let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        self.validate_for(token, Moment::next(), None).await
+    }
+
+    /// As [`Tokens::validate`], for a request that began at `began`: what was seen since then is good enough for it. What
+    /// has to be looked at of `subject`, the token the request is about, is looked at together with this one.
+    ///
+    /// # Errors
+    /// As [`Tokens::validate`].
+    pub async fn validate_for(
+        &self,
+        token: &str,
+        began: Moment,
+        subject: Option<&str>,
+    ) -> Result<Option<Arc<Validated>>> {
+        let key = key_of(token);
         let writes = self.writes.load(Ordering::SeqCst);
         let now = self.clock.now();
         if self.cache.get(&key).is_some_and(|known| known.auth.expires_at <= now) {
@@ -267,11 +283,13 @@ impl Tokens {
         }
         if let Some(known) = self.cache.get(&key).filter(|k| k.good_until.is_none_or(|end| end > now)) {
             // Where no other process can write, none of our own writes means nothing has changed.
-            if !self.limits.shared && known.seen.load(Ordering::SeqCst) == writes {
+            let alone = !self.limits.shared && known.seen.load(Ordering::SeqCst) == writes;
+            if alone || *known.looked.lock() > began {
                 return Ok(Some(known));
             }
-            if self.epochs(&known.users).await? == known.epochs {
-                known.seen.store(writes, Ordering::SeqCst);
+            let subject = subject.filter(|s| *s != token).and_then(|s| self.cache.get(&key_of(s)));
+            let both: Vec<&Validated> = std::iter::once(&*known).chain(subject.as_deref()).collect();
+            if self.stand(&both, writes).await? {
                 return Ok(Some(known));
             }
         }
@@ -283,21 +301,37 @@ impl Tokens {
         Ok(valid)
     }
 
-    /// Where the epochs stand. Those that ask at the same time share a look, which begins after all of them asked.
-    async fn epochs(&self, users: &[UserId]) -> Result<(u64, u64)> {
-        let look = |all: Vec<Vec<UserId>>| async move {
-            let ids: BTreeSet<String> = all.iter().flat_map(|users| directory::epoch_ids(users)).collect();
-            let rows = self.store.glance::<Epoch>(ids.into_iter().collect()).await.ok();
-            all.iter().map(|users| rows.as_ref().map(|rows| directory::epochs_in(rows, users))).collect()
+    /// Whether the epochs of the first of `tokens` stand where they were; what is found is noted with all of them. Who asks
+    /// at the same time shares a look, which begins after all of them asked.
+    async fn stand(&self, tokens: &[&Validated], writes: u64) -> Result<bool> {
+        let look = |all: Vec<BTreeSet<String>>| async move {
+            let ids: BTreeSet<String> = all.iter().flatten().cloned().collect();
+            let began = Moment::next();
+            let rows = self.store.glance::<Epoch>(ids.into_iter().collect()).await;
+            let seen = rows.ok().map(|rows| (began, Arc::new(rows)));
+            vec![seen; all.len()]
         };
-        match self.looks.call(users.to_vec(), look).await {
-            Some(epochs) => Ok(epochs),
+        let ids: BTreeSet<String> = tokens.iter().flat_map(|t| directory::epoch_ids(&t.users)).collect();
+        let (began, rows) = match self.looks.call(ids.clone(), look).await {
+            Some(seen) => seen,
             // What is wrong with the database is told to each.
             None => {
-                let users = users.to_vec();
-                self.store.read(move |tx| directory::epochs(tx, &users)).await
+                let began = Moment::next();
+                (began, Arc::new(self.store.glance(ids.into_iter().collect()).await?))
             }
-        }
+        };
+        let mut stand = tokens.iter().map(|token| {
+            let stands = directory::epochs_in(&rows, &token.users) == token.epochs;
+            if stands {
+                token.seen.store(writes, Ordering::SeqCst);
+                let mut looked = token.looked.lock();
+                *looked = (*looked).max(began);
+            }
+            stands
+        });
+        let first = stand.next().unwrap_or(false);
+        stand.for_each(drop);
+        Ok(first)
     }
 
     /// As [`Tokens::validate`], also for tokens that ended within the window of `allow_expired`.
@@ -329,7 +363,7 @@ impl Tokens {
     }
 
     async fn resolve(&self, token: &str, window: i64) -> Result<Option<Arc<Validated>>> {
-        let (now, writes) = (self.clock.now(), self.writes.load(Ordering::SeqCst));
+        let (now, writes, began) = (self.clock.now(), self.writes.load(Ordering::SeqCst), Moment::next());
         let Some((payload, seconds)) = self.open(token, now) else { return Ok(None) };
         if payload.expires_at.plus_secs(window) <= now {
             return Ok(None);
@@ -339,7 +373,7 @@ impl Tokens {
         let payload = Arc::new(payload);
         let (known, of) = (self.catalog.read().as_ref().map(|c| c.0), payload.clone());
         let facts = self.store.read(move |tx| facts(tx, &of, Some(issued_at), now, known)).await?;
-        Ok(facts.map(|facts| Arc::new(self.validated(&payload, issued_at, facts, writes))))
+        Ok(facts.map(|facts| Arc::new(self.validated(&payload, issued_at, facts, writes, began))))
     }
 
     /// Makes a token.
@@ -347,7 +381,7 @@ impl Tokens {
     /// # Errors
     /// `Unauthenticated` where the user may not have it.
     pub async fn issue(&self, order: Order) -> Result<(String, Arc<Validated>)> {
-        let (now, writes) = (self.clock.now(), self.writes.load(Ordering::SeqCst));
+        let (now, writes, began) = (self.clock.now(), self.writes.load(Ordering::SeqCst), Moment::next());
         let mut id = [0; 16];
         self.entropy.fill(&mut id);
         let mut audit_ids = vec![URL_SAFE_NO_PAD.encode(id)];
@@ -373,8 +407,8 @@ impl Tokens {
         let facts = self.store.read(move |tx| facts(tx, &of, None, now, known)).await?;
         let facts = facts.ok_or_else(words::unauthorized)?;
         let token = self.make(&payload, now)?;
-        let valid = Arc::new(self.validated(&payload, now, facts, writes));
-        self.cache.put(Sha256::digest(token.as_bytes()).into(), valid.clone());
+        let valid = Arc::new(self.validated(&payload, now, facts, writes, began));
+        self.cache.put(key_of(&token), valid.clone());
         Ok((token, valid))
     }
 
@@ -420,7 +454,14 @@ impl Tokens {
         task.await.map_err(base::Error::internal)?
     }
 
-    fn validated(&self, payload: &Payload, issued_at: Timestamp, facts: Facts, writes: u64) -> Validated {
+    fn validated(
+        &self,
+        payload: &Payload,
+        issued_at: Timestamp,
+        facts: Facts,
+        writes: u64,
+        looked: Moment,
+    ) -> Validated {
         let catalog = match facts.catalog {
             Some(fresh) => {
                 let fresh = Arc::new(fresh);
@@ -463,10 +504,16 @@ impl Tokens {
             good_until: facts.good_until,
             epochs: facts.epochs,
             seen: AtomicU64::new(writes),
+            looked: Mutex::new(looked),
             whole: OnceLock::new(),
             bare: OnceLock::new(),
         }
     }
+}
+
+/// What a token is remembered by.
+fn key_of(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
 }
 
 /// Checks a payload against the tables: `None` where it gives no right any more. `issued_at` is `None` for a token
@@ -819,7 +866,8 @@ impl Authenticator for Tokens {
     }
 
     async fn authenticate_for(&self, token: &str, request: Presented<'_>) -> Result<Arc<AuthContext>> {
-        let valid = self.validate(token).await?.ok_or_else(words::unauthorized)?;
+        let valid = self.validate_for(token, request.began, request.subject).await?;
+        let valid = valid.ok_or_else(words::unauthorized)?;
         let rules = valid.application_credential.as_ref().and_then(|a| a.access_rules.as_ref());
         let allowed = rules.is_none_or(|rules| {
             rules.iter().any(|rule| {

@@ -114,8 +114,11 @@ async fn subject(cx: &Cx, req: &Request<()>) -> Result<(Arc<Validated>, String)>
     let token = req.header("x-subject-token").filter(|t| !t.is_empty());
     let token = token.ok_or_else(|| Error::not_found("No token in the request"))?.to_owned();
     let late = req.query_pairs().get("allow_expired").is_some_and(super::truth);
-    let valid =
-        if late { cx.tokens.validate_late(&token).await? } else { cx.tokens.validate(&token).await? };
+    let valid = if late {
+        cx.tokens.validate_late(&token).await?
+    } else {
+        cx.tokens.validate_for(&token, req.began(), None).await?
+    };
     let valid = valid.ok_or_else(no_token)?;
     enforce(cx, &Target::none().set("target.token.user_id", valid.auth.user_id.as_str()))?;
     let limited = valid.application_credential.as_ref().is_some_and(|a| a.access_rules.is_some());
@@ -148,7 +151,7 @@ impl State {
     /// The caller's token with what the other services do not see of it.
     pub(crate) async fn caller<T>(&self, req: &Request<T>) -> Result<Arc<Validated>> {
         let token = req.header("x-auth-token").unwrap_or("");
-        let valid = self.tokens.validate(token).await?;
+        let valid = self.tokens.validate_for(token, req.began(), None).await?;
         valid.filter(|v| v.good_with(req.certificate().map(|c| &*c.0))).ok_or_else(unauthorized)
     }
 }

@@ -172,7 +172,15 @@ async fn access_rules_are_kept_and_such_tokens_go_nowhere_they_are_not_understoo
     assert!(world.state.authenticator().authenticate(token).await.is_err());
     let compute = |method: &'static str, path: &'static str| {
         let authenticator = world.state.authenticator();
-        let request = contract::auth::Presented { service: "compute", method, path, certificate: None };
+        let began = contract::auth::Moment::next();
+        let request = contract::auth::Presented {
+            began,
+            subject: None,
+            service: "compute",
+            method,
+            path,
+            certificate: None,
+        };
         async move { authenticator.authenticate_for(token, request).await.is_ok() }
     };
     assert!(compute("GET", "/v2.1/servers").await);
