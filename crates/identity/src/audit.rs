@@ -164,6 +164,29 @@ pub(crate) fn authentication(
     claimed: Option<String>,
     made: std::result::Result<&Validated, &Error>,
 ) {
+    tell(cx, peer, claimed, made, "authenticate", None);
+}
+
+/// Notes that a service provider was, or should have been, told who somebody is.
+pub(crate) fn vouching(
+    cx: &Cx,
+    peer: Option<IpAddr>,
+    to: &str,
+    made: std::result::Result<&Validated, &Error>,
+) {
+    let to: String = to.chars().take(64).collect();
+    tell(cx, peer, None, made, "create/assertion", Some(("service/security/service_provider", to)));
+}
+
+/// Notes what was done with what somebody proved; `about` what, if it is not the account itself.
+fn tell(
+    cx: &Cx,
+    peer: Option<IpAddr>,
+    claimed: Option<String>,
+    made: std::result::Result<&Validated, &Error>,
+    action: &str,
+    about: Option<(&str, String)>,
+) {
     let mut also = Map::new();
     let (id, domain) = match made {
         Ok(valid) => {
@@ -184,14 +207,16 @@ pub(crate) fn authentication(
             who.insert("credential".into(), json!({"x5t#S256": thumbprint}));
         }
     }
+    let account = || ("service/security/account/user", id.unwrap_or_else(|| "unknown".into()));
+    let (target_type, target_id) = about.unwrap_or_else(account);
     let event = Event {
-        action: "authenticate".into(),
+        action: action.to_owned(),
         success: made.is_ok(),
         code,
         initiator: who,
         domain_id: domain,
-        target_type: "service/security/account/user".into(),
-        target_id: id.unwrap_or_else(|| "unknown".into()),
+        target_type: target_type.to_owned(),
+        target_id,
         also,
     };
     cx.trail.record(event, cx.now());
@@ -216,8 +241,9 @@ pub(crate) fn watched(op: Op<State>) -> Op<State> {
     let reads = info.method == Method::GET || info.method == Method::HEAD;
     let logs_in = ["/v3/auth/tokens", "/v3/ec2tokens", "/v3/s3tokens", "/v3/OS-OAUTH2/token"];
     let path = info.path.as_ref();
+    let vouches = path.starts_with("/v3/auth/OS-FEDERATION/saml2");
     let comes_in = path.starts_with("/oidc/") || path.ends_with("/protocols/{protocol_id}/auth");
-    if reads || (info.method == Method::POST && (comes_in || logs_in.contains(&path))) {
+    if reads || (info.method == Method::POST && (comes_in || vouches || logs_in.contains(&path))) {
         return op;
     }
     let kind = kind_of(&info.path);

@@ -11,6 +11,7 @@ use store::Tx;
 
 use crate::directory;
 use crate::model::{LoginRecord, User};
+use crate::saml::Saml;
 use crate::state::{LimitModel, State, TokenProvider};
 use crate::words::unauthorized;
 
@@ -34,6 +35,8 @@ pub struct Operator {
     pub trusted_dashboards: Vec<String>,
     /// Clients that prove who they are by a certificate.
     pub oauth2: OAuth2,
+    /// This cloud as a SAML identity provider.
+    pub saml: Saml,
 }
 
 /// What an operator sets in `[identity.oauth2]`: OAuth 2.0 by client certificate (`tls_client_auth`, RFC 8705).
@@ -64,6 +67,7 @@ impl Default for Operator {
             credential_key_days: 0,
             trusted_dashboards: Vec::new(),
             oauth2: OAuth2::default(),
+            saml: Saml::default(),
         }
     }
 }

@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use base::{DomainId, EndpointId, GroupId, ProjectId, Result, RoleId, UserId};
 use store::{Query, Tx};
 
+use crate::federation::model::ServiceProvider;
 use crate::logic::inference::{Rules, closure};
 use crate::model::{
     Actor, Assignment, Domain, Endpoint, EndpointFilter, EndpointGroup, Epoch, Group, ImpliedRole,
     Membership, Place, Project, Role, Service, Trust, User,
 };
+use crate::tokens::Catalog;
 use crate::words;
 
 /// Key of the epoch of everything that is not one user's own.
@@ -340,11 +342,11 @@ pub fn pedigree(tx: &mut Tx<'_>, trust: Trust) -> Result<Vec<Trust>> {
     Ok(chain)
 }
 
-/// The enabled services with their enabled endpoints.
+/// The enabled services with their enabled endpoints, and the enabled service providers.
 ///
 /// # Errors
 /// The store's.
-pub fn catalog(tx: &mut Tx<'_>) -> Result<Vec<(Service, Vec<Endpoint>)>> {
+pub fn catalog(tx: &mut Tx<'_>) -> Result<Catalog> {
     let mut services = tx.list::<Service>(&Query::new())?;
     services.retain(|s| s.enabled);
     services.sort_by(|a, b| (&a.service_type, &a.id).cmp(&(&b.service_type, &b.id)));
@@ -354,11 +356,12 @@ pub fn catalog(tx: &mut Tx<'_>) -> Result<Vec<(Service, Vec<Endpoint>)>> {
             endpoints.entry(endpoint.service_id.clone()).or_default().push(endpoint);
         }
     }
-    Ok(services
-        .into_iter()
-        .map(|s| {
-            let e = endpoints.remove(&s.id).unwrap_or_default();
-            (s, e)
-        })
-        .collect())
+    let services = services.into_iter().map(|s| {
+        let e = endpoints.remove(&s.id).unwrap_or_default();
+        (s, e)
+    });
+    let services = services.collect();
+    let mut service_providers = tx.list::<ServiceProvider>(&Query::new())?;
+    service_providers.retain(|sp| sp.enabled);
+    Ok(Catalog { services, service_providers })
 }

@@ -21,6 +21,7 @@ use crate::keys::{Keys, Repository};
 use crate::ldap::Turns;
 use crate::oidc::keys::Signing;
 use crate::password::Passwords;
+use crate::saml::Provider;
 use crate::throttle::Throttle;
 use crate::tokens::{Limits, Tokens};
 
@@ -133,6 +134,8 @@ pub struct State {
     pub(crate) password_pattern: Option<Regex>,
     pub(crate) issuers: Issuers,
     pub(crate) signing: Signing,
+    /// What says to other clouds who our users are, if anything does.
+    pub(crate) saml: Option<Provider>,
     /// Told when a domain's directory is another.
     pub(crate) directories: Notify,
     pub(crate) directory_turns: Turns,
@@ -178,6 +181,7 @@ impl State {
             config.fetch.clone().map_or_else(|| Arc::new(Https::default()) as Arc<dyn Fetch>, |f| f.0);
         let signing = Signing::open(config.keys.beside("oidc-keys"))?;
         let issuers = Issuers::new(fetch);
+        let saml = Provider::open(&config.operator.saml)?;
         let holder = entropy.uuid().to_string();
         Ok(Arc::new(State {
             config,
@@ -193,6 +197,7 @@ impl State {
             password_pattern,
             issuers,
             signing,
+            saml,
             directories: Notify::new(),
             directory_turns: Turns::default(),
             holder,

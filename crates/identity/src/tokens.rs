@@ -28,6 +28,7 @@ use store::{Store, Tx};
 use crate::cache::Cache;
 use crate::directory;
 use crate::federation;
+use crate::federation::model::ServiceProvider;
 use crate::jws::Jws;
 use crate::keys::Keys;
 use crate::logic::access;
@@ -44,8 +45,14 @@ use crate::words;
 /// Tokens whose epochs are looked at together.
 const LOOKS: usize = 64;
 
-/// Services with their endpoints, as of one epoch.
-pub type Catalog = Vec<(Service, Vec<Endpoint>)>;
+/// What tokens tell of the cloud, as of one epoch.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// Services with their endpoints.
+    pub services: Vec<(Service, Vec<Endpoint>)>,
+    /// Clouds that take the word of this one for its users.
+    pub service_providers: Vec<ServiceProvider>,
+}
 
 /// A token that was valid when its epochs stood where they are noted.
 #[derive(Debug)]
@@ -751,7 +758,7 @@ impl Validated {
         let shown = |endpoints: &[Endpoint]| {
             self.visible.as_ref().is_none_or(|v| endpoints.iter().any(|e| v.contains(&e.id)))
         };
-        let services = self.catalog.iter().filter(|(_, e)| shown(e)).map(|(service, endpoints)| {
+        let services = self.catalog.services.iter().filter(|(_, e)| shown(e)).map(|(service, endpoints)| {
             let endpoints: Vec<Value> = endpoints
                 .iter()
                 .filter(|e| self.visible.as_ref().is_none_or(|v| v.contains(&e.id)))
@@ -810,6 +817,11 @@ impl Validated {
         }
         if with_catalog && auth.scope != Scope::Unscoped {
             put("catalog", self.catalog());
+        }
+        if !self.catalog.service_providers.is_empty() {
+            let told = self.catalog.service_providers.iter();
+            let told = told.map(|sp| json!({"id": sp.id, "auth_url": sp.auth_url, "sp_url": sp.sp_url}));
+            put("service_providers", told.collect());
         }
         if let Some(credential) = &self.application_credential {
             let mut shown = json!({

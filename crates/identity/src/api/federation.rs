@@ -637,7 +637,7 @@ fn sp_wire(cx: &Cx, sp: &ServiceProvider) -> Value {
     entity(cx, &format!("{SPS}/{}", sp.id), own, &Map::new())
 }
 
-fn need_sp(tx: &mut Tx<'_>, id: &str) -> Result<ServiceProvider> {
+pub(super) fn need_sp(tx: &mut Tx<'_>, id: &str) -> Result<ServiceProvider> {
     tx.get::<ServiceProvider>(&id.to_owned())?.ok_or_else(|| no_such("Service Provider", id))
 }
 
@@ -679,18 +679,26 @@ async fn create_sp(cx: Cx, req: Request<Doc<SpCreate>>) -> Result<Reply> {
         sp_url: String::new(),
         description: None,
         enabled: false,
-        relay_state_prefix: "ss:mem:".into(),
+        relay_state_prefix: cx.config.operator.saml.relay_state_prefix.clone(),
     };
     change_sp(&mut sp, &mut fields);
-    SP_ENTITY.create(&cx, sp, &id).await
+    let insert = move |tx: &mut Tx<'_>| {
+        let mut sp = sp.clone();
+        told(tx.insert(&mut sp), "service_provider", || format!("Duplicate entry found with ID {id}"))?;
+        // Tokens tell of it.
+        directory::touch_all(tx)?;
+        Ok(sp)
+    };
+    let made = cx.write(insert).await?;
+    Ok(one("service_provider", sp_wire(&cx, &made)))
 }
 
 async fn update_sp(cx: Cx, req: Request<Doc<SpUpdate>>) -> Result<Reply> {
     let id = req.param("sp_id").to_owned();
     let fields = req.body.check()?;
-    let change = move |_: &mut Tx<'_>, sp: &mut ServiceProvider| {
+    let change = move |tx: &mut Tx<'_>, sp: &mut ServiceProvider| {
         change_sp(sp, &mut fields.clone());
-        Ok(())
+        directory::touch_all(tx)
     };
     SP_ENTITY.update(&cx, &id, change).await
 }
@@ -700,7 +708,7 @@ async fn delete_sp(cx: Cx, req: Request<()>) -> Result<Reply> {
     cx.write(move |tx| {
         need_sp(tx, &id)?;
         tx.delete::<ServiceProvider>(&id)?;
-        Ok(())
+        directory::touch_all(tx)
     })
     .await?;
     Ok(Reply::empty())

@@ -99,6 +99,7 @@ const RESOURCES: &[(&str, &[(&str, &str)])] = &[
     ]),
     ("OS-FEDERATION", &[
         ("domains", "/auth/domains"),
+        ("ecp", "/auth/OS-FEDERATION/saml2/ecp"),
         ("identity_provider", "/OS-FEDERATION/identity_providers/{idp_id}"),
         ("identity_provider_protocol", "/OS-FEDERATION/identity_providers/{idp_id}/protocols/{protocol_id}"),
         ("identity_provider_protocol_auth", "/OS-FEDERATION/identity_providers/{idp_id}/protocols/{protocol_id}/auth"),
@@ -107,7 +108,9 @@ const RESOURCES: &[(&str, &[(&str, &str)])] = &[
         ("identity_providers_websso", "/auth/OS-FEDERATION/identity_providers/{idp_id}/protocols/{protocol_id}/websso"),
         ("mapping", "/OS-FEDERATION/mappings/{mapping_id}"),
         ("mappings", "/OS-FEDERATION/mappings"),
+        ("metadata", "/OS-FEDERATION/saml2/metadata"),
         ("projects", "/auth/projects"),
+        ("saml2", "/auth/OS-FEDERATION/saml2"),
         ("service_provider", "/OS-FEDERATION/service_providers/{service_provider_id}"),
         ("service_providers", "/OS-FEDERATION/service_providers"),
         ("websso", "/auth/OS-FEDERATION/websso/{protocol_id}"),

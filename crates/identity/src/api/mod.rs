@@ -24,6 +24,7 @@ mod projects;
 mod revoke;
 mod roles;
 mod rules;
+mod saml;
 mod trusts;
 mod users;
 mod websso;
@@ -72,6 +73,7 @@ pub fn ops() -> Vec<Op<State>> {
     ops.extend(audit_events::ops());
     ops.extend(federation::ops());
     ops.extend(websso::ops());
+    ops.extend(saml::ops());
     ops.extend(oidc_clients::ops());
     ops.extend(oidc::ops());
     ops.into_iter().map(crate::audit::watched).collect()

@@ -9,4 +9,5 @@ pub mod ec2;
 pub mod inference;
 pub mod oauth1;
 pub mod payload;
+pub mod saml;
 pub mod totp;

@@ -383,3 +383,16 @@ async fn who_fails_too_often_waits() {
     world.by_certificate(&attacker, world.demo.as_str()).await.expect(429);
     world.by_certificate(&other, world.demo.as_str()).await.expect(200);
 }
+
+#[tokio::test]
+async fn nobody_is_vouched_for_by_a_bound_token_without_its_certificate() {
+    let world = world(config()).await;
+    let holder = world.holder();
+    let body = crate::saml::asked(&world.bound(&holder).await, "second");
+    // The token is looked at before anything else.
+    for (client, words) in [(&holder, "Service Provider: second."), (&world.anyone, "token:")] {
+        let answer = client.post("/v3/auth/OS-FEDERATION/saml2", body.clone()).await.expect(404);
+        let told = answer.text_at("/error/message");
+        assert!(told.starts_with(&format!("Could not find {words}")), "{told}");
+    }
+}

@@ -4,7 +4,7 @@ use api::testing::Suite;
 use api::{Method, dialect};
 use serde_json::{Value, json};
 
-use crate::world::{World, password_of};
+use crate::world::password_of;
 
 /// What the administrator makes, by kind.
 struct Things {
@@ -281,7 +281,7 @@ fn more_samples(suite: &mut Suite) {
 
 #[tokio::test]
 async fn every_operation_is_accounted_for() {
-    let world = World::new().await;
+    let world = crate::saml::vouching().await;
     let mut suite = Suite::new(&dialect::KEYSTONE, world.router.clone(), &identity::ops());
     suite.token(&world.admin_token);
     let anyone = suite.client();
@@ -351,6 +351,13 @@ async fn every_operation_is_accounted_for() {
         foreign.delete(path).await.expect(403);
         demo.delete(path).await.expect(204);
     }
+    let token = world.token("demo", world.project_scope(&world.demo_project)).await;
+    for path in ["saml2", "saml2/ecp"] {
+        let body = crate::saml::asked(&token, "second");
+        anyone.post(&format!("/v3/auth/OS-FEDERATION/{path}"), body).await.expect(200);
+        suite.sample(&format!("POST /v3/auth/OS-FEDERATION/{path}"), crate::saml::asked("t", "s"));
+    }
+    anyone.get("/v3/OS-FEDERATION/saml2/metadata").await.expect(200);
     crate::extensions::own(&world, &anyone, &admin, &demo, &foreign).await;
     let change = json!({"user": {"original_password": password_of("alt"), "password": "another-one"}});
     anyone.post(&format!("/v3/users/{}/password", world.alt), change).await.expect(204);

@@ -20,7 +20,7 @@ async fn what_it_names_is_there_and_what_is_there_is_named() {
     let client = world.anyone.with_header("accept", "application/json-home");
     let home = client.get("/v3").await.expect(200).at("/resources");
     let home = home.as_object().unwrap();
-    assert_eq!(home.len(), 117);
+    assert_eq!(home.len(), 120);
     let user = &home[&format!("{BASE}/rel/user")];
     let vars = json!({"user_id": format!("{BASE}/param/user_id")});
     assert_eq!(*user, json!({"href-template": "/users/{user_id}", "href-vars": vars}));

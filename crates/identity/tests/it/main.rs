@@ -25,6 +25,7 @@ mod policy;
 mod postgres;
 mod projects;
 mod replicas;
+mod saml;
 mod secrets;
 mod tokens;
 mod trusts;
