@@ -10,6 +10,7 @@ use serde_json::Value;
 use store::Tx;
 
 use crate::directory;
+use crate::external::External;
 use crate::model::{LoginRecord, User};
 use crate::saml::Saml;
 use crate::state::{LimitModel, State, TokenProvider};
@@ -37,6 +38,8 @@ pub struct Operator {
     pub oauth2: OAuth2,
     /// This cloud as a SAML identity provider.
     pub saml: Saml,
+    /// A web server in front that says who comes.
+    pub external: External,
 }
 
 /// What an operator sets in `[identity.oauth2]`: OAuth 2.0 by client certificate (`tls_client_auth`, RFC 8705).
@@ -68,6 +71,7 @@ impl Default for Operator {
             trusted_dashboards: Vec::new(),
             oauth2: OAuth2::default(),
             saml: Saml::default(),
+            external: External::default(),
         }
     }
 }

@@ -6,14 +6,16 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ::api::Certificate;
+use ::api::{Certificate, HeaderMap};
 use base::{ApplicationCredentialId, DomainId, Error, ProjectId, Result, Timestamp, UserId};
 use contract::Scope;
 use serde_json::{Map, Value};
 use store::{Query, Tx};
 
+use crate::bootstrap::DEFAULT_DOMAIN;
 use crate::compliance;
 use crate::directory;
+use crate::federation;
 use crate::ldap::{self, Elsewhere};
 use crate::logic::body::{Kind, check, invalid, missing, wrong_type};
 use crate::logic::oauth1::Signed;
@@ -44,11 +46,29 @@ enum Ref {
 
 #[derive(Debug, Clone)]
 enum Method {
-    Password { user: Ref, password: String },
+    Password {
+        user: Ref,
+        password: String,
+    },
     Token(String),
-    Totp { user: Ref, passcode: String },
-    ApplicationCredential { id: Option<String>, name: Option<(String, Ref)>, secret: String },
+    Totp {
+        user: Ref,
+        passcode: String,
+    },
+    ApplicationCredential {
+        id: Option<String>,
+        name: Option<(String, Ref)>,
+        secret: String,
+    },
     OAuth1,
+    External,
+    /// By a protocol of an identity provider.
+    Mapped {
+        idp: String,
+        protocol: String,
+    },
+    /// By a token of somebody who came so.
+    MappedToken(String),
 }
 
 #[derive(Debug, Clone)]
@@ -61,8 +81,11 @@ enum Wanted {
     Trust(String),
 }
 
-/// Methods of this cloud; `enough` and the schema know no others.
-const METHODS: [&str; 5] = ["password", "token", "application_credential", "totp", "oauth1"];
+/// Methods of this cloud; `lacking` and the schema know no others.
+const METHODS: [&str; 7] =
+    ["password", "token", "application_credential", "totp", "oauth1", "external", "mapped"];
+/// Other names of `mapped`, by which Keystone's plugin can be configured.
+const MAPPED_TOO: [&str; 2] = ["openid", "saml2"];
 
 /// What the methods proved.
 #[derive(Debug, Clone, Default)]
@@ -111,6 +134,8 @@ pub struct Beside {
     pub signed: Option<Signed>,
     /// The client certificate of the connection: a token bound to it makes tokens over it only.
     pub certificate: Option<Certificate>,
+    /// The request's headers, for the methods `external` and `mapped`.
+    pub headers: HeaderMap,
 }
 
 impl Beside {
@@ -156,8 +181,8 @@ pub async fn login(state: &State, body: &Value, beside: &Beside) -> Result<Login
     let (of, passed) = (user_id.clone(), proof.methods.clone());
     let rules = state.store.read(move |tx| lacking(tx, &of, &passed)).await?;
     if let Some(rules) = rules {
-        // A receipt does not keep what a delegation is limited to.
-        if proof.limits() > 0 {
+        // A receipt does not keep what a delegation is limited to, nor through whom the user came.
+        if proof.limits() > 0 || proof.federated.is_some() {
             return Err(unauthorized());
         }
         return receipts::give(state, user_id, &proof, rules).await;
@@ -190,6 +215,9 @@ pub async fn login(state: &State, body: &Value, beside: &Beside) -> Result<Login
         }
         (None, None) => {
             let user = user_id.clone();
+            // As in Keystone, who comes from elsewhere gets no scope without asking.
+            let unasked = proof.federated.is_some() && matches!(wanted, Wanted::Nothing);
+            let wanted = if unasked { Wanted::Unscoped } else { wanted };
             state.store.read(move |tx| scope_of(tx, &user, &wanted)).await?.ok_or_else(unauthorized)?
         }
     };
@@ -248,6 +276,10 @@ fn use_up(tx: &mut Tx<'_>, id: &str) -> Result<()> {
 /// Who the body says is logging in, for the audit trail: an id, or a name with its domain. Never a secret.
 pub fn claimed(body: &Value) -> Option<String> {
     let identity = body.pointer("/auth/identity")?;
+    let mapped = ["mapped"].iter().chain(&MAPPED_TOO).find_map(|m| identity.get(m));
+    if let Some(idp) = mapped.and_then(|m| m.get("identity_provider")).and_then(Value::as_str) {
+        return Some(format!("somebody of {}", idp.chars().take(64).collect::<String>()));
+    }
     let place = ["password", "totp", "application_credential"].into_iter().find_map(|m| identity.get(m))?;
     let user = place.get("user").unwrap_or(place);
     let text =
@@ -288,12 +320,12 @@ fn methods_of(auth: &Map<String, Value>) -> Result<Vec<Method>> {
     if chosen.is_empty() || chosen.len() > 8 {
         return Err(invalid("auth/identity/methods", "must name the methods to be used"));
     }
-    let known = METHODS;
-    if chosen.iter().any(|name| !known.contains(name)) {
+    let known = || METHODS.into_iter().chain(MAPPED_TOO);
+    if chosen.iter().any(|name| !known().any(|k| k == *name)) {
         return Err(Error::unauthenticated("Attempted to authenticate with an unsupported method."));
     }
     // A method that is described but not chosen must be well-formed too.
-    let described = known.into_iter().filter(|k| identity.contains_key(*k) && !chosen.contains(k));
+    let described = known().filter(|k| identity.contains_key(*k) && !chosen.contains(k));
     let all: Vec<(&str, bool)> =
         chosen.iter().map(|n| (*n, true)).chain(described.map(|n| (n, false))).collect();
     let mut methods = Vec::new();
@@ -327,6 +359,8 @@ fn methods_of(auth: &Map<String, Value>) -> Result<Vec<Method>> {
             }
             // All it says is in the request's headers.
             "oauth1" => Method::OAuth1,
+            "external" => Method::External,
+            "mapped" | "openid" | "saml2" => mapped_of(data, name, &path)?,
             _ => credential_of(data, &path)?,
         };
         if wanted {
@@ -334,6 +368,16 @@ fn methods_of(auth: &Map<String, Value>) -> Result<Vec<Method>> {
         }
     }
     Ok(methods)
+}
+
+fn mapped_of(data: &Map<String, Value>, name: &str, path: &str) -> Result<Method> {
+    if let Some(id) = data.get("id") {
+        check(&format!("{path}/id"), Kind::Secret, false, id)?;
+        return Ok(Method::MappedToken(id.as_str().unwrap_or_default().to_owned()));
+    }
+    let idp = text(data, "identity_provider", path)?.ok_or_else(|| expected("identity_provider", name))?;
+    let protocol = text(data, "protocol", path)?.ok_or_else(|| expected("protocol", name))?;
+    Ok(Method::Mapped { idp, protocol })
 }
 
 fn credential_of(data: &Map<String, Value>, path: &str) -> Result<Method> {
@@ -524,7 +568,12 @@ impl Method {
         match self {
             Method::Password { user, .. } | Method::Totp { user, .. } => of(user),
             Method::ApplicationCredential { name: Some((_, user)), .. } => of(user),
-            Method::ApplicationCredential { .. } | Method::Token(_) | Method::OAuth1 => String::new(),
+            Method::ApplicationCredential { .. }
+            | Method::Token(_)
+            | Method::OAuth1
+            | Method::External
+            | Method::Mapped { .. }
+            | Method::MappedToken(_) => String::new(),
         }
     }
 }
@@ -542,6 +591,21 @@ async fn prove(state: &State, one: Method, beside: &Beside, proof: &mut Proof) -
         Method::Password { user, password } => prove_by_password(state, user, &password, proof).await?,
         Method::Totp { user, passcode } => prove_by_totp(state, user, &passcode, proof).await?,
         Method::Token(token) => prove_by_token(state, &token, beside, proof).await?,
+        Method::External => prove_in_front(state, beside, proof).await?,
+        Method::Mapped { idp, protocol } => {
+            let who = federation::admitted(state, &idp, &protocol, &beside.headers).await?;
+            proof.is(who.user.id, who.user.token_generation)?;
+            proof.by("mapped");
+            proof.ends(Some(who.expires_at));
+            proof.through(Some(&who.by))?;
+        }
+        Method::MappedToken(token) => {
+            prove_by_token(state, &token, beside, proof).await?;
+            if proof.federated.is_none() {
+                return Err(no_token());
+            }
+            proof.by("mapped");
+        }
         Method::ApplicationCredential { id, name, secret } => {
             let by_name = name.is_some();
             let found = state.store.read(move |tx| find_credential(tx, id.as_deref(), name.as_ref())).await?;
@@ -665,6 +729,24 @@ fn find_credential(
     Ok(user.map(|user| (credential, user)))
 }
 
+/// A user of this cloud whom the front end has let in.
+async fn prove_in_front(state: &State, beside: &Beside, proof: &mut Proof) -> Result<()> {
+    let said = match &state.front_end {
+        Some(front) => front.user(&beside.headers),
+        None => Err(Error::unauthenticated("no front end is believed")),
+    };
+    let (name, domain) = said.map_err(|error| {
+        tracing::info!(reason = error.public(), "a login by the front end was refused");
+        unauthorized()
+    })?;
+    let domain = domain.map_or_else(|| DomainRef::Id(DEFAULT_DOMAIN.into()), DomainRef::Name);
+    let user = Ref::Name(name, domain);
+    let user = state.store.read(move |tx| find_user(tx, &user)).await?.ok_or_else(unauthorized)?;
+    proof.is(user.id, user.token_generation)?;
+    proof.by("external");
+    Ok(())
+}
+
 async fn prove_by_token(state: &State, token: &str, beside: &Beside, proof: &mut Proof) -> Result<()> {
     let valid = state.tokens.validate(token).await?;
     let certificate = beside.certificate.as_ref().map(|c| &*c.0);
@@ -685,7 +767,7 @@ async fn prove_by_token(state: &State, token: &str, beside: &Beside, proof: &mut
     proof.ends(Some(valid.auth.expires_at));
     proof.parent_audit_id = valid.audit_ids.last().cloned();
     proof.from_system = valid.auth.scope == Scope::System;
-    proof.federated.clone_from(&valid.federated);
+    proof.through(valid.federated.as_ref())?;
     // What is made of a bound token is bound.
     proof.thumbprint.clone_from(&valid.thumbprint);
     Ok(())
@@ -705,6 +787,19 @@ impl Proof {
             Some((other, _)) if *other != user => Err(unauthorized()),
             _ => {
                 self.user = Some((user, generation));
+                Ok(())
+            }
+        }
+    }
+
+    /// The identity provider the user came through; one at most.
+    fn through(&mut self, by: Option<&Federated>) -> Result<()> {
+        let same = |a: &Federated, b: &Federated| (&a.idp_id, &a.protocol_id) == (&b.idp_id, &b.protocol_id);
+        match (&self.federated, by) {
+            (_, None) => Ok(()),
+            (Some(held), Some(by)) if !same(held, by) => Err(unauthorized()),
+            (_, Some(by)) => {
+                self.federated = Some(by.clone());
                 Ok(())
             }
         }

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use crate::api::{POLICY, ops};
 use crate::audit::Trail;
 use crate::compliance::Operator;
+use crate::external::FrontEnd;
 use crate::jws::Jws;
 use crate::keys::{Keys, Repository};
 use crate::ldap::Turns;
@@ -136,6 +137,8 @@ pub struct State {
     pub(crate) signing: Signing,
     /// What says to other clouds who our users are, if anything does.
     pub(crate) saml: Option<Provider>,
+    /// The front end that is believed who comes by the method `external`, if any is.
+    pub(crate) front_end: Option<FrontEnd>,
     /// Told when a domain's directory is another.
     pub(crate) directories: Notify,
     pub(crate) directory_turns: Turns,
@@ -181,6 +184,7 @@ impl State {
             config.fetch.clone().map_or_else(|| Arc::new(Https::default()) as Arc<dyn Fetch>, |f| f.0);
         let signing = Signing::open(config.keys.beside("oidc-keys"))?;
         let issuers = Issuers::new(fetch);
+        let front_end = FrontEnd::open(&config.operator.external)?;
         let saml = Provider::open(&config.operator.saml)?;
         let holder = entropy.uuid().to_string();
         Ok(Arc::new(State {
@@ -198,6 +202,7 @@ impl State {
             issuers,
             signing,
             saml,
+            front_end,
             directories: Notify::new(),
             directory_turns: Turns::default(),
             holder,

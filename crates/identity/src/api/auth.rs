@@ -46,6 +46,11 @@ impl JsonSchema for Credentials {
                 "password": {"type": "object", "required": ["user"], "properties": {"user": user}},
                 "token": {"type": "object", "required": ["id"], "properties": {"id": text}},
                 "oauth1": {"type": "object"},
+                "external": {"type": "object"},
+                "mapped": {
+                    "type": "object",
+                    "properties": {"identity_provider": name, "protocol": name, "id": text},
+                },
                 "totp": {"type": "object", "required": ["user"], "properties": {"user": coded}},
                 "application_credential": {
                     "type": "object", "required": ["secret"],
@@ -93,6 +98,7 @@ async fn issue(cx: Cx, req: Request<Credentials>) -> Result<Reply> {
         receipt: req.header("openstack-auth-receipt").map(str::to_owned),
         certificate: req.certificate().cloned(),
         signed: super::oauth1::signed(&cx, &req),
+        headers: req.headers().clone(),
     };
     let made = login(cx.state(), &req.body.0, &beside).await;
     let claimed = claimed(&req.body.0);

@@ -13,11 +13,11 @@ use crate::federation::model::{
     FederatedUser, FrontEnd, IdentityProvider, Mapping, Oidc, OidcOwnClient, Protocol, RemoteId,
     ServiceProvider,
 };
-use crate::federation::{FRONT_END, authenticate, authenticate_front_end, no_such};
+use crate::federation::{admitted, no_such, unscoped};
 use crate::logic::body::{Doc, Fields, Kind, invalid, may, may_null, must, shape};
 use crate::model::Domain;
 use crate::state::State;
-use crate::words::{told, unauthorized};
+use crate::words::told;
 
 shape!(
     IdpCreate,
@@ -546,16 +546,10 @@ async fn delete_protocol(cx: Cx, req: Request<()>) -> Result<Reply> {
 // ---- the way in
 
 async fn enter(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let header = req.header("authorization").unwrap_or_default();
     let (idp, protocol) = (req.param("idp_id"), req.param("protocol_id"));
-    let made = match header.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
-            authenticate(cx.state(), idp, protocol, token.trim()).await
-        }
-        _ if req.header(FRONT_END).is_some() => {
-            authenticate_front_end(cx.state(), idp, protocol, req.headers()).await
-        }
-        _ => return Err(unauthorized()),
+    let made = match admitted(cx.state(), idp, protocol, req.headers()).await {
+        Ok(who) => unscoped(cx.state(), who).await,
+        Err(error) => Err(error),
     };
     let by = Some(format!("somebody of {idp}"));
     crate::audit::authentication(&cx, req.peer(), by, made.as_ref().map(|(_, v)| v.as_ref()));

@@ -16,7 +16,7 @@ use store::Query;
 
 use super::Cx;
 use crate::federation::model::{IdentityProvider, OidcOwnClient, Protocol};
-use crate::federation::{FRONT_END, Said, authenticate_front_end, enter, issuer_of, told, way_in};
+use crate::federation::{FRONT_END, Said, admitted_in_front, enter, issuer_of, told, unscoped, way_in};
 use crate::logic::body::missing;
 use crate::oidc::grants::secret;
 use crate::oidc::page;
@@ -117,7 +117,10 @@ async fn send_on(cx: Cx, req: Request<()>) -> Result<Reply> {
     let (idp, protocol) = (req.param("idp_id").to_owned(), req.param("protocol_id").to_owned());
     if req.header(FRONT_END).is_some() {
         // A web server in front has let the user in already.
-        let made = authenticate_front_end(cx.state(), &idp, &protocol, req.headers()).await;
+        let made = match admitted_in_front(cx.state(), &idp, &protocol, req.headers()).await {
+            Ok(who) => unscoped(cx.state(), who).await,
+            Err(error) => Err(error),
+        };
         let by = Some(format!("somebody of {idp}"));
         crate::audit::authentication(&cx, req.peer(), by, made.as_ref().map(|(_, v)| v.as_ref()));
         return Ok(page::hand_over(&origin, &made?.0));
@@ -222,5 +225,6 @@ async fn finish(
     if claims.get("nonce").and_then(serde_json::Value::as_str) != Some(&away.nonce) {
         return Err(refused(Error::unauthenticated("the nonce is another")));
     }
-    enter(cx.state(), provider, &away.protocol, &rules, Said::by_claims(&claims, now)).await
+    let said = Said::by_claims(&claims, now);
+    unscoped(cx.state(), enter(cx.state(), provider, &away.protocol, &rules, said).await?).await
 }

@@ -5,7 +5,7 @@
 //! when. Rights from claims are never assignments: `directory` reads the row beside them, so that they end with it, and
 //! the newest claims of a user replace all older ones, also for tokens that were issued before.
 //!
-//! Start reading at [`authenticate`], then [`claimed`].
+//! Start reading at [`admitted`], then [`claimed`].
 
 pub mod model;
 mod shadow;
@@ -20,7 +20,8 @@ use federation::mapping::{Assertion, Rules};
 use store::Tx;
 
 use crate::logic::payload::{Federated, PayloadScope};
-use crate::model::Domain;
+use crate::login;
+use crate::model::{Domain, User};
 use crate::password::{digest, same_digest};
 use crate::state::State;
 use crate::tokens::{Order, Validated};
@@ -100,34 +101,47 @@ pub async fn way_in(state: &State, idp: &str, protocol: &str) -> Result<(Identit
     Ok((provider, Rules::parse(&mapping.rules)?))
 }
 
-/// A token for the bearer of an access token of an identity provider: unscoped, with which scoped ones are got.
+/// Who came through an identity provider.
+#[derive(Debug, Clone)]
+pub struct Entered {
+    /// The user, whose row is written.
+    pub user: User,
+    /// When tokens got so end at the latest.
+    pub expires_at: Timestamp,
+    /// The way.
+    pub by: Federated,
+}
+
+/// Who comes to an identity provider's protocol with these headers: the bearer of one of its access tokens, or a user whom a
+/// web server in front of this cloud has let in.
 ///
 /// # Errors
-/// `Unauthenticated` where the token or what it claims is not good enough (why is in the log), `NotFound` and `Forbidden`
-/// as to the provider, `Unavailable` where its keys cannot be had.
-pub async fn authenticate(
-    state: &State,
-    idp: &str,
-    protocol: &str,
-    bearer: &str,
-) -> Result<(String, Arc<Validated>)> {
+/// `Unauthenticated` where that or what it claims is not good enough (why is in the log), `NotFound` and `Forbidden` as to the
+/// provider, `Unavailable` where its keys cannot be had.
+pub async fn admitted(state: &State, idp: &str, protocol: &str, headers: &HeaderMap) -> Result<Entered> {
+    let given = headers.get("authorization").and_then(|h| h.to_str().ok()).and_then(|h| h.split_once(' '));
+    let bearer = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token);
+    let Some(bearer) = bearer else { return admitted_in_front(state, idp, protocol, headers).await };
     let (provider, rules) = way_in(state, idp, protocol).await?;
-    let claims = verified(state, &provider, bearer, state.clock.now()).await;
+    let claims = verified(state, &provider, bearer.trim(), state.clock.now()).await;
     let claims = claims.map_err(|error| told(&provider.id, protocol, error))?;
     let said = Said::by_claims(&claims, state.clock.now());
     enter(state, provider, protocol, &rules, said).await
 }
 
-/// A token for a user whom a web server in front of this cloud has let in: unscoped, as that of [`authenticate`].
+/// As [`admitted`], by a web server in front alone.
 ///
 /// # Errors
-/// As [`authenticate`].
-pub async fn authenticate_front_end(
+/// As [`admitted`].
+pub async fn admitted_in_front(
     state: &State,
     idp: &str,
     protocol: &str,
     headers: &HeaderMap,
-) -> Result<(String, Arc<Validated>)> {
+) -> Result<Entered> {
+    if !headers.contains_key(FRONT_END) {
+        return Err(unauthorized());
+    }
     let (provider, rules) = way_in(state, idp, protocol).await?;
     let (id, name) = (provider.id.clone(), protocol.to_owned());
     let found = state.read(move |tx| tx.get::<Protocol>(&Protocol::id_of(&id, &name))).await?;
@@ -182,17 +196,15 @@ impl Said {
     ) -> Result<Self> {
         let front = provider.front_end.as_ref();
         let front = front.ok_or_else(|| Error::unauthenticated("no front end speaks for the provider"))?;
-        let given = headers.get(FRONT_END).map(|h| String::from_utf8_lossy(h.as_bytes()).into_owned());
+        let given = alone(headers, FRONT_END)?.unwrap_or_default();
         let known = state.open_secret(&front.sealed)?;
-        if !same_digest(&digest(&given.unwrap_or_default()), &digest(&known)) {
+        if !same_digest(&digest(given), &digest(&known)) {
             return Err(Error::unauthenticated("the front end's secret is wrong"));
         }
         let mut assertion = Assertion::default();
         let mut remote = None;
         for name in &front.attributes {
-            let Some(header) = headers.get(name.as_str()) else { continue };
-            let text = std::str::from_utf8(header.as_bytes())
-                .map_err(|_| Error::unauthenticated(format!("{name} is no UTF-8")))?;
+            let Some(text) = alone(headers, name)? else { continue };
             if protocol.remote_id_attribute.as_ref() == Some(name) {
                 remote = Some(text.to_owned());
             }
@@ -213,17 +225,31 @@ impl Said {
 /// The header in which a front end says its secret.
 pub const FRONT_END: &str = "x-front-end-secret";
 
-/// A token for whom something was said of.
+/// The value of a header. One that is there twice has no value: the second may be the front end's, and the first its user's.
 ///
 /// # Errors
-/// As [`authenticate`].
+/// `Unauthenticated` with the reason for the log.
+pub fn alone<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Error::unauthenticated(format!("{name} is there twice")));
+    }
+    let text = std::str::from_utf8(value.as_bytes());
+    text.map(Some).map_err(|_| Error::unauthenticated(format!("{name} is no UTF-8")))
+}
+
+/// Writes down of whom something was said.
+///
+/// # Errors
+/// As [`admitted`].
 pub async fn enter(
     state: &State,
     provider: IdentityProvider,
     protocol: &str,
     rules: &Rules,
     said: Said,
-) -> Result<(String, Arc<Validated>)> {
+) -> Result<Entered> {
     let (now, idp) = (state.clock.now(), provider.id.clone());
     let told = |error: Error| told(&idp, protocol, error);
     let mapped = rules.apply(&said.assertion).map_err(told)?;
@@ -237,16 +263,27 @@ pub async fn enter(
         valid_until: expires_at.max(now.plus_secs(ttl)),
     };
     let (user, groups) = shadow::enter(state, login).await.map_err(told)?;
+    let by = Federated { idp_id: idp, protocol_id: protocol.to_owned(), group_ids: groups };
+    Ok(Entered { user, expires_at, by })
+}
+
+/// A token for who came, and for nothing yet: scoped ones are got with it.
+///
+/// # Errors
+/// `Unauthenticated` where more is demanded of the user (why is in the log).
+pub async fn unscoped(state: &State, who: Entered) -> Result<(String, Arc<Validated>)> {
+    const METHOD: &str = "mapped";
+    let id = who.user.id.clone();
+    if state.read(move |tx| login::lacking(tx, &id, &[METHOD])).await?.is_some() {
+        let error = Error::unauthenticated("the user's multi_factor_auth_rules want another method");
+        return Err(told(&who.by.idp_id, &who.by.protocol_id, error));
+    }
     let order = Order {
-        methods: vec!["mapped"],
+        methods: vec![METHOD],
         scope: PayloadScope::Unscoped,
-        expires_at: Some(expires_at),
-        federated: Some(Federated {
-            idp_id: idp.clone(),
-            protocol_id: protocol.to_owned(),
-            group_ids: groups,
-        }),
-        ..Order::of(user.id, user.token_generation)
+        expires_at: Some(who.expires_at),
+        federated: Some(who.by),
+        ..Order::of(who.user.id, who.user.token_generation)
     };
     state.tokens.issue(order).await
 }

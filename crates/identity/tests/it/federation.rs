@@ -257,6 +257,33 @@ async fn a_user_of_one_cloud_works_in_another_with_the_roles_that_are_claimed() 
     two.scoped(&other, two.second.demo_project.as_str()).await.expect(401);
 }
 
+/// The method `mapped` in the body of a token request, with an access token beside it.
+#[tokio::test]
+async fn an_access_token_is_worth_a_scoped_token_at_once() {
+    let two = Two::new().await;
+    two.partner_group().await;
+    let theirs = two.first_group().await;
+    two.member(&theirs, true).await;
+    let access = two.access("demo").await;
+    let bearer = two.second.anyone.with_header("authorization", &format!("Bearer {access}"));
+    let way = json!({"identity_provider": "first", "protocol": "openid"});
+    let body = |name: &str| {
+        let identity = json!({"methods": [name], name: way});
+        json!({"auth": {"identity": identity, "scope": two.second.project_scope(&two.second.demo_project)}})
+    };
+    for name in ["mapped", "openid"] {
+        let answer = bearer.post("/v3/auth/tokens", body(name)).await.expect(201);
+        assert_eq!(answer.at("/token/user/OS-FEDERATION/identity_provider/id"), "first");
+        assert_eq!(two.second.roles_of(answer.header("x-subject-token")).await, ["member", "reader"]);
+        // As long as the access token.
+        assert_eq!(answer.at("/token/expires_at"), two.enter(&access).await.at("/token/expires_at"));
+    }
+    let events = two.second.admin.get("/v3/OS-ALLOD/audit_events?action=authenticate").await.expect(200);
+    assert!(events.text().contains("\"mapped\""));
+    two.later(601);
+    bearer.post("/v3/auth/tokens", body("mapped")).await.expect(401);
+}
+
 #[tokio::test]
 async fn a_claim_that_is_gone_takes_its_roles_along() {
     let two = Two::new().await;

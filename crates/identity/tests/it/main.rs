@@ -8,6 +8,7 @@ mod coverage;
 mod credentials;
 mod escalation;
 mod extensions;
+mod external;
 mod federation;
 mod grants;
 mod import;
