@@ -40,8 +40,8 @@ middleware: ## the unmodified Python services glance and placement (PyPI, keysto
 	cargo build --release --locked -p allod
 	conformance/middleware.py $(RELEASE)
 
-sidebyside: ## a real Keystone (PyPI) and Allod on its imported database: each validates the other's tokens, Fernet and JWS, of every form
-	scripts/setup run
+sidebyside: ## a real Keystone (PyPI) and Allod on its imported database: each validates the other's tokens, Fernet and JWS, of every form; SAML of both
+	scripts/setup run test
 	cargo build --release --locked -p allod
 	python3 conformance/keystone_sidebyside.py $(RELEASE)
 

@@ -8,7 +8,8 @@ Fernet keys are shared. Then: hashes of each of Keystone's kinds let their users
 validated by the other, and both say the same of them; tokens as JWS too, once each has the other's public key. The OAuth 1.0a dance
 is done by the unmodified keystoneclient and keystoneauth, at both; an access token of Keystone's works at Allod after the import. OAuth 2.0 by
 client certificate (RFC 8705): tokens bound to one, by the unmodified keystoneauth at Allod, and what they say of it is what the filter of the
-unmodified keystonemiddleware makes of it.
+unmodified keystonemiddleware makes of it. SAML by which each vouches for its users (vouching.py) says the same, and xmlsec1, pysaml2 and
+keystoneauth take Allod's. A web server in front lets users in at both (`external`, `mapped`).
 """
 import base64, glob, hashlib, hmac, json, os, shutil, ssl, struct, sys, tempfile, time, urllib.request
 from urllib.parse import urlencode
@@ -16,6 +17,7 @@ from urllib.parse import urlencode
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 from common import Failed, open_, sh
+import vouching
 from identityonly import Identity
 from realkeystone import PASSWORD, VENV, Keystone, install
 
@@ -66,7 +68,9 @@ class Allod(Identity):
 
     def __init__(self, state, keystone, dump):
         self.keystone, self.dump = keystone, dump
-        config = f'[passwords]\nadmin = "{PASSWORD}"\n[identity.oauth2]\nclient_ca = "{state}/clients.crt"\n'
+        config = (f'[passwords]\nadmin = "{PASSWORD}"\n[identity.oauth2]\nclient_ca = "{state}/clients.crt"\n'
+                  f'[identity.external]\nuser_header = "X-Remote-User"\nsecret_file = "{state}/front"\n'
+                  f'[identity.saml]\n{vouching.settings(*keystone.saml, quoted=True)}')
         super().__init__(ALLOD, state, 'allod', config, PASSWORD)
 
     def before(self):
@@ -76,9 +80,9 @@ class Allod(Identity):
         self.report = json.loads(p)
 
 
-def auth(cloud, identity, scope=None):
+def auth(cloud, identity, scope=None, headers={}):
     body = {'auth': {'identity': identity, **({'scope': scope} if scope else {})}}
-    status, headers, answer = cloud.request('POST', '/v3/auth/tokens', body)
+    status, headers, answer = cloud.request('POST', '/v3/auth/tokens', body, headers)
     if status != 201: raise Failed(f'{cloud.name}: {identity["methods"]} {scope}: {status} {answer}')
     return {k.lower(): v for k, v in headers.items()}['x-subject-token']
 
@@ -147,6 +151,14 @@ def by_certificate(cloud, made, client=None):
     except urllib.error.HTTPError as e: return e.code, json.loads(e.read())
 
 
+def in_front(cloud, made, method):
+    """A token for whom a web server in front has let in; it says so in Keystone's environment, and to Allod in headers."""
+    payload = {'identity_provider': 'front', 'protocol': 'mapped'} if method == 'mapped' else {}
+    if cloud.context: headers = {'x-front-end-secret': made['front'], 'x-remote-user': 'bcrypt', 'visitor': 'bcrypt'}
+    else: headers = {'x-environ': json.dumps({'REMOTE_USER': 'bcrypt'} if method == 'external' else {'visitor': 'bcrypt'})}
+    return auth(cloud, {'methods': [method], method: payload}, {'project': {'id': made['child']}}, headers)
+
+
 def totp():
     step = struct.pack('>Q', int(time.time()) // 30)
     mac = hmac.new(base64.b32decode(SEED), step, hashlib.sha1).digest()
@@ -169,6 +181,8 @@ def forms(cloud, made, program):
         'trust': auth(cloud, scrypt, {'OS-TRUST:trust': {'id': made['trust']}}),
         'access token': dance(cloud, made['child'], made['reader'], program)['token'],
         'certificate': by_certificate(cloud, made),
+        'external': in_front(cloud, made, 'external'),
+        'mapped': in_front(cloud, made, 'mapped'),
     }
     tokens['token'] = auth(cloud, {'methods': ['token'], 'token': {'id': tokens['unscoped']}}, child)
     return tokens
@@ -190,13 +204,34 @@ def run(state, running):
     step('a real Keystone, filled')
     begin = time.time()
     install(VENV)
+    keystone.saml = vouching.keys(state)
+    metadata = os.path.join(state, 'metadata.xml')
+    keystone.more = f'[saml]\nidp_metadata_path = {metadata}\n' + vouching.settings(*keystone.saml, quoted=False)
     keystone.prepare()
+    with open(metadata, 'w') as f: f.write(keystone.manage('saml_idp_metadata'))
     made = json.loads(sh(os.path.join(VENV, 'bin/python'), '-W', 'ignore', os.path.join(HERE, 'fixtures/fill_keystone.py'), keystone.conf, timeout=300))
     made['certificate'] = certify(state, made['users']['bcrypt'])
     keystone.start(module='keystone_front')
     keystone.admin('PUT', '/OS-FEDERATION/mappings/oauth2_mapping', {'mapping': {'rules': RULES}})
     keystone.admin('PATCH', f'/users/{made["users"]["bcrypt"]}', {'user': {'default_project_id': made['child']}})
     made['reader'] = keystone.role('reader')
+    urls = {'sp_url': 'https://second.test/Shibboleth.sso/SAML2/ECP?a&b', 'auth_url': 'https://second.test/v3/OS-FEDERATION/identity_providers/first/protocols/mapped/auth'}
+    for sp, enabled in (('second', True), ('off', False)):
+        keystone.admin('PUT', f'/OS-FEDERATION/service_providers/{sp}', {'service_provider': {'enabled': enabled, **urls}})
+    # A web server in front: whom it lets in is a user of this cloud.
+    rules = [{'local': [{'user': {'name': '{0}', 'type': 'local', 'domain': {'id': 'default'}}}], 'remote': [{'type': 'visitor'}]}]
+    keystone.admin('PUT', '/OS-FEDERATION/identity_providers/front', {'identity_provider': {'enabled': True}})
+    keystone.admin('PUT', '/OS-FEDERATION/mappings/front', {'mapping': {'rules': rules}})
+    keystone.admin('PUT', '/OS-FEDERATION/identity_providers/front/protocols/mapped', {'protocol': {'mapping_id': 'front'}})
+    made['front'] = os.urandom(24).hex()
+    with open(os.open(os.path.join(state, 'front'), os.O_WRONLY | os.O_CREAT, 0o600), 'w') as f: f.write(made['front'])
+    # Names of which XML could take something for its own.
+    strange = {kind: keystone.make(kind, name=f'{vouching.STRANGE} {kind}', **more) for kind, more in
+               {'domain': {}, 'project': {}, 'role': {}, 'user': {'password': 'pw-strange'}, 'group': {}}.items()}
+    keystone.admin('PUT', f'/projects/{strange["project"]}/users/{strange["user"]}/roles/{strange["role"]}')
+    keystone.admin('PUT', f'/projects/{strange["project"]}/users/{strange["user"]}/roles/{made["reader"]}')
+    keystone.admin('PUT', f'/groups/{strange["group"]}/users/{strange["user"]}')
+    made['strange'] = strange
     admin = keystone.admin('GET', '/users?name=admin')['users'][0]['id']
     keystone.admin('PUT', f'/projects/{made["child"]}/users/{admin}/roles/{made["reader"]}')
     passed(f' ({time.time() - begin:.0f} s)')
@@ -213,7 +248,7 @@ def run(state, running):
     taken, left = allod.report['taken'], allod.report['left']
     for kind in ('users', 'projects', 'trusts', 'application credentials', 'credentials', 'consumers', 'access tokens'):
         if not taken.get(kind): raise Failed(f'{kind} were not taken: {allod.report}')
-    if taken.get('mappings') != 1: raise Failed(f'{allod.report}')
+    if taken.get('mappings') != 2 or taken.get('service providers') != 2: raise Failed(f'{allod.report}')
     passed(f' ({sum(taken.values())} rows taken, left: {left or "none"})')
 
     step('hashes of bcrypt, bcrypt_sha256, scrypt and pbkdf2_sha512 verify')
@@ -246,6 +281,39 @@ def run(state, running):
         if refused != (401, {'error': 'invalid_client', 'error_description': 'Client authentication failed.'}): raise Failed(f'{cloud.name}: {refused}')
     passed()
 
+    step('in SAML both say the same of a user, and refuse alike')
+    clouds, strange = (keystone, allod), made['strange']
+    ordinary = [auth(c, by_password(made['users']['bcrypt'], 'pw-second'), {'project': {'id': made['child']}}) for c in clouds]
+    bare = [auth(c, by_password(made['users']['bcrypt'], 'pw-second'), {'unscoped': {}}) for c in clouds]
+    odd = [auth(c, by_password(strange['user'], 'pw-strange'), {'project': {'id': strange['project']}}) for c in clouds]
+    documents = [vouching.same(clouds, tokens) for tokens in (ordinary, odd)]
+    vouching.told_alike(clouds, ordinary, bare)
+    about = [vouching.document(c, vouching.METADATA) for c in clouds]
+    shapes = [vouching.shape(vouching.tree.fromstring(text.encode())) for _, _, text in about]
+    if shapes[0] != shapes[1] or [status for status, *_ in about] != [200, 200]: raise Failed(f'metadata: {shapes}')
+    passed()
+
+    step('xmlsec1 and pysaml2 believe what Allod says, and no forgery')
+    vouching.believed(documents[0], keystone.saml[0], state)
+    for path, text in documents[1].items():
+        if not vouching.verifies(text, keystone.saml[0], state): raise Failed(f'xmlsec1 does not believe {text}')
+    names, _ = vouching.values(documents[1][''])
+    if names['openstack_user'] != [f'{vouching.STRANGE} user'] or f'{vouching.STRANGE} role' not in names['openstack_roles']: raise Failed(f'{names}')
+    own = os.path.join(state, 'allod-metadata.xml')
+    with open(own, 'w') as f: f.write(about[1][2])
+    with open(os.path.join(state, 'response.xml'), 'w') as f: f.write(documents[1][''])
+    python = os.path.join(VENV, 'bin/python')
+    read = json.loads(sh(python, '-W', 'ignore', '-c', vouching.BELIEVE, os.path.join(state, 'response.xml'), own, urls['sp_url'], timeout=60))
+    if (read['issuer'], read['user'], read['said']) != (vouching.ENTITY, f'{vouching.STRANGE} user', names): raise Failed(f'{read}, {names}')
+    passed()
+
+    step('keystoneauth carries it to a service provider, and its user works there')
+    said_there = vouching.carry(python, allod, keystone.saml[0], state, made['users']['bcrypt'], 'pw-second', made['child'])
+    if said_there['openstack_user'] != ['bcrypt']: raise Failed(f'{said_there}')
+    passed()
+
+    secret = {'secret': made['front'], 'attributes': ['visitor']}
+    allod.admin('PATCH', '/OS-FEDERATION/identity_providers/front', {'identity_provider': {'front_end': secret}})
     for kind in ('Fernet', 'JWS'):
         if kind == 'JWS':
             for cloud in (allod, keystone): cloud.stop()

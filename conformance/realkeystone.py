@@ -23,6 +23,7 @@ class Keystone(Identity):
     def __init__(self, state, name='keystone', venv=VENV):
         self.name, self.venv, self.dir = name, venv, os.path.join(state, name)
         self.context = self.process = None
+        self.more = ''  # of keystone.conf
         os.makedirs(self.dir, exist_ok=True)
         self.fernet, self.credentials, self.database = (os.path.join(self.dir, d) for d in ('fernet-keys', 'credential-keys', 'keystone.db'))
         self.public, self.private = (os.path.join(self.dir, d) for d in ('jws-public', 'jws-private'))
@@ -50,7 +51,7 @@ methods = external,password,token,oauth1,mapped,application_credential,totp
 [cache]
 enabled = {'true' if cache else 'false'}
 backend = dogpile.cache.memory
-''')
+{self.more}''')
 
     def manage(self, *line): return sh(os.path.join(self.venv, 'bin/keystone-manage'), '--config-file', self.conf, *line, timeout=300, cwd=self.dir)
 
