@@ -54,6 +54,9 @@ pub struct Catalog {
     pub service_providers: Vec<ServiceProvider>,
 }
 
+/// When a look at rows of epochs began, and what it saw.
+type Look = (Moment, Arc<Vec<Epoch>>);
+
 /// A token that was valid when its epochs stood where they are noted.
 #[derive(Debug)]
 pub struct Validated {
@@ -199,7 +202,7 @@ pub struct Tokens {
     cache: Cache<[u8; 32], Validated>,
     catalog: RwLock<Option<(u64, Arc<Catalog>)>>,
     /// Looks at the rows of epochs with these ids.
-    looks: Together<BTreeSet<String>, Option<(Moment, Arc<Vec<Epoch>>)>>,
+    looks: Together<BTreeSet<String>, Option<Look>>,
     /// Grows after each write of this process.
     writes: AtomicU64,
 }
