@@ -1,5 +1,6 @@
 //! The command line of a guest.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -72,8 +73,7 @@ fn machine(spec: &ServerSpec, accelerator: Accelerator) -> Vec<String> {
     ]);
     arguments.extend(["-cpu".into(), cpu.into(), "-smp".into(), spec.vcpus.to_string()]);
     arguments.extend(["-m".into(), format!("{}M", spec.memory_mib)]);
-    arguments.extend(["-object".into(), "rng-random,id=rng0,filename=/dev/urandom".into()]);
-    arguments.extend(["-device".into(), "virtio-rng-pci,rng=rng0,bus=pcie.0,addr=0x2".into()]);
+    arguments.extend(random(&spec.properties));
     for port in 0..ROOT_PORTS {
         // Eight root ports share a slot of the root complex as functions: fewer devices for the firmware to look at.
         let (slot, function) = (4 + port / 8, port % 8);
@@ -85,6 +85,24 @@ fn machine(spec: &ServerSpec, accelerator: Accelerator) -> Vec<String> {
         ));
     }
     arguments
+}
+
+/// A source of random numbers (virtio-rng), unless the flavor forbids it: `hw_rng:allowed`, `hw_rng:rate_bytes` and
+/// `hw_rng:rate_period` (milliseconds), as Nova's flavors say it. An image need not ask by `hw_rng_model`: a kernel that
+/// does not want it loses nothing, and an old one boots sooner.
+fn random(properties: &BTreeMap<String, String>) -> Vec<String> {
+    let told = |name: &str| properties.get(name).map(String::as_str);
+    let number = |name: &str| told(name).and_then(|t| t.parse::<u64>().ok()).filter(|n| *n > 0);
+    let yes = |t: &str| ["1", "t", "true", "on", "y", "yes"].contains(&t.to_ascii_lowercase().as_str());
+    if !told("hw_rng:allowed").is_none_or(yes) {
+        return Vec::new();
+    }
+    // libvirt's period is a second where none is told, QEMU's is a minute.
+    let rate = number("hw_rng:rate_bytes").map_or(String::new(), |bytes| {
+        format!(",max-bytes={bytes},period={}", number("hw_rng:rate_period").unwrap_or(1000))
+    });
+    let device = format!("virtio-rng-pci,rng=rng0,bus=pcie.0,addr=0x2{rate}");
+    ["-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", &device].map(str::to_owned).to_vec()
 }
 
 /// All arguments. `slots` gives each device its root port.
@@ -214,4 +232,24 @@ pub(crate) async fn start(
 fn kvm_group() -> Option<u32> {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/dev/kvm").ok().map(|m| m.gid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_numbers_are_as_the_flavor_says() {
+        let device = |told: &[(&str, &str)]| {
+            let told = told.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            random(&told).pop().map(|d| d.replace("virtio-rng-pci,rng=rng0,bus=pcie.0,addr=0x2", "rng"))
+        };
+        assert_eq!(device(&[]).unwrap(), "rng");
+        assert_eq!(device(&[("hw_rng:allowed", "True"), ("hw_rng_model", "virtio")]).unwrap(), "rng");
+        assert_eq!(device(&[("hw_rng:allowed", "no"), ("hw_rng_model", "virtio")]), None);
+        assert_eq!(device(&[("hw_rng:rate_bytes", "2048")]).unwrap(), "rng,max-bytes=2048,period=1000");
+        let both = [("hw_rng:rate_bytes", "2048"), ("hw_rng:rate_period", "500")];
+        assert_eq!(device(&both).unwrap(), "rng,max-bytes=2048,period=500");
+        assert_eq!(device(&[("hw_rng:rate_bytes", "0"), ("hw_rng:rate_period", "500")]).unwrap(), "rng");
+    }
 }
