@@ -175,6 +175,9 @@ async fn the_mini_image_lives_as_it_is_told() {
     assert_eq!(hello, "mini\n1400\nran\n");
     let root: u64 = m.ssh("df -m / | awk 'NR==2 {print $2}'").await.trim().parse().unwrap();
     assert!(root > 900, "the root filesystem fills its disk of 1 GiB: {root} MiB");
+    // scs-0101: entropy is there, from the host's device and the CPU's instructions.
+    let random = m.ssh("cd /proc/sys/kernel/random; cat entropy_avail /sys/class/misc/hw_random/rng_current; grep -wo rdrand /proc/cpuinfo").await;
+    assert_eq!(random, "256\nvirtio_rng.0\nrdrand\n");
     let pid = m.world.pid(m.id);
     let pss = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     println!("{}", pss.lines().find(|l| l.starts_with("Pss:")).unwrap());
