@@ -41,7 +41,21 @@ set timeout=1\nmenuentry Debian {\n  linux /vmlinuz root=LABEL=cloudimg-root ro 
 initrd /initrd.img\n}\n";
 
 /// The only locale that is there without generating one: cloud-init's own default ends in an error.
-const CLOUD_CFG: &str = "datasource_list: [ConfigDrive, OpenStack, Ec2, None]\nlocale: C.UTF-8\ndatasource:\n  OpenStack:\n    max_wait: 120\n";
+/// Debian's package of cloud-init never writes sources of packages; so a mirror that user data names would do nothing.
+const CLOUD_CFG: &str = "datasource_list: [ConfigDrive, OpenStack, Ec2, None]\nlocale: C.UTF-8\ndatasource:\n  OpenStack:\n    max_wait: 120\n\
+apt:\n  preserve_sources_list: false\n  sources_list: |\n";
+
+fn cloud_cfg(release: &str) -> String {
+    // What cloud-init calls the mirrors of user data, or else its own.
+    format!("{CLOUD_CFG}{}", sources(release, "$MIRROR", "$SECURITY").replace("deb ", "    deb "))
+}
+
+/// Suites of a release in sources of packages.
+fn sources(release: &str, mirror: &str, security: &str) -> String {
+    format!(
+        "deb {mirror} {release} main\ndeb {mirror} {release}-updates main\ndeb {security} {release}-security main\n"
+    )
+}
 
 /// Builds the Debian image.
 ///
@@ -112,16 +126,11 @@ fn configure(root: &Path, release: &str) -> Result<()> {
     file("etc/fstab", "LABEL=cloudimg-root / ext4 defaults,errors=remount-ro,x-systemd.growfs 0 1\n")?;
     file("etc/hostname", "debian\n")?;
     file("boot/grub/grub.cfg", GRUB_CFG)?;
-    file("etc/cloud/cloud.cfg.d/90_allod.cfg", CLOUD_CFG)?;
+    file("etc/cloud/cloud.cfg.d/90_allod.cfg", &cloud_cfg(release))?;
     file("etc/initramfs-tools/conf.d/allod", "MODULES=most\n")?;
     // What a mirror at build time was need not be reachable from the guest.
-    file(
-        "etc/apt/sources.list",
-        &format!(
-            "deb http://deb.debian.org/debian {release} main\ndeb http://deb.debian.org/debian {release}-updates main\n\
-             deb http://deb.debian.org/debian-security {release}-security main\n"
-        ),
-    )?;
+    let archive = "http://deb.debian.org/debian";
+    file("etc/apt/sources.list", &sources(release, archive, &format!("{archive}-security")))?;
     for stale in ["etc/machine-id", "var/lib/dbus/machine-id"] {
         let path = root.join(stale);
         if path.exists() {
@@ -162,4 +171,18 @@ fn inventory(root: &Path) -> Result<(String, Vec<String>)> {
         })
         .collect();
     Ok((kernel, packages))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mirrors_of_user_data_are_heeded() {
+        let text = cloud_cfg("bookworm");
+        assert!(text.ends_with(
+            "\napt:\n  preserve_sources_list: false\n  sources_list: |\n    deb $MIRROR bookworm main\n    \
+             deb $MIRROR bookworm-updates main\n    deb $SECURITY bookworm-security main\n"
+        ));
+    }
 }
