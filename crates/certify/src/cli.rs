@@ -81,7 +81,7 @@ struct Run {
     /// Resolver of the guest, instead of the rules'.
     #[arg(long, value_name = "ADDRESS")]
     guest_dns: Option<String>,
-    /// Package mirror of the guest, instead of the rules'.
+    /// Package mirror of the guest, instead of the rules'; what is for security is beside it (debian-security).
     #[arg(long, value_name = "URL")]
     guest_mirror: Option<String>,
     /// How long a volume, a backup or a restore may take.
@@ -380,7 +380,7 @@ async fn iaas(args: &Run, scope: &Scope, cases: &[&TestCase], beyond: &[TestCase
             guest.dns = vec![dns.clone()];
         }
         if let Some(mirror) = &args.guest_mirror {
-            guest.mirrors.values_mut().flat_map(|m| m.values_mut()).for_each(|url| url.clone_from(mirror));
+            guest.lead(mirror);
         }
     }
     let settings = Settings {

@@ -75,6 +75,18 @@ pub struct Guest {
     pub mirrors: BTreeMap<String, BTreeMap<String, String>>,
 }
 
+impl Guest {
+    /// Packages come from this mirror. Debian's archive of security updates is another tree, which mirrors have beside the first.
+    pub fn lead(&mut self, mirror: &str) {
+        for (kind, url) in self.mirrors.values_mut().flatten() {
+            *url = match kind.as_str() {
+                "security" => format!("{}-security/", mirror.trim_end_matches('/')),
+                _ => mirror.to_owned(),
+            };
+        }
+    }
+}
+
 /// A branch of Kubernetes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -396,6 +408,16 @@ mod tests {
         assert_eq!(union.len(), 57);
         assert_eq!(main(&Scope::builtin(Kind::Kaas).unwrap(), "v1"), 3);
         assert!([Kind::Iaas, Kind::Kaas].iter().all(|k| !Scope::beyond(*k).unwrap().is_empty()));
+    }
+
+    #[test]
+    fn one_mirror_stands_for_all_of_a_distribution() {
+        let mut guest = Scope::builtin(Kind::Iaas).unwrap().guest.unwrap();
+        guest.lead("http://192.0.2.1:80/debian/");
+        let of = |distro: &str, kind: &str| guest.mirrors[distro].get(kind).map(String::as_str);
+        assert_eq!(of("debian", "primary"), Some("http://192.0.2.1:80/debian/"));
+        assert_eq!(of("debian", "security"), Some("http://192.0.2.1:80/debian-security/"));
+        assert_eq!(of("ubuntu", "security"), None);
     }
 
     #[test]
