@@ -59,6 +59,8 @@ const USER_DATA: &str =
 impl Mini {
     /// In a network namespace of this thread; the runtime must have no other threads that start processes.
     async fn new() -> Self {
+        // Where it must be built, its packages are not to be had in a namespace of one's own.
+        let image = image();
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
         let world = World::new();
         let at = world.dir.path().to_owned();
@@ -68,7 +70,7 @@ impl Mini {
         let driver = Qemu::new(config).await.unwrap();
         let mut plan = world.plan();
         let id = plan.spec.id;
-        std::fs::copy(image(), at.join("images/mini.qcow2")).unwrap();
+        std::fs::copy(image, at.join("images/mini.qcow2")).unwrap();
         plan.images = vec![Some(at.join("images/mini.qcow2"))];
         if let contract::host::DiskSource::Image { image, .. } =
             &mut Arc::make_mut(&mut plan.spec).disks[0].source
