@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test tools identity domain-manager federation middleware sidebyside certify-parity registry-parity probe fleet partitions replicas bench storm bench-identity clean build docs
+.PHONY: up down test tools identity domain-manager federation middleware sidebyside certify-parity certify-guest registry-parity probe fleet partitions replicas bench storm bench-identity clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -55,6 +55,13 @@ certify-parity: ## allod certify and upstream's unmodified scripts against Allod
 tools: ## the programs that judge any cloud and their agent for guests, static (musl), in target/tools
 	scripts/setup build tools
 	scripts/tools target/tools
+
+CLOUD ?=
+certify-guest: ## scs-0101 with a guest that boots: a cloud of its own, and upstream's scripts beside; or that of CLOUD=./allod-state, which make up started
+	scripts/setup build run
+	cargo build --release --locked -p allod
+	scripts/test debian-image
+	.venv/bin/python conformance/guest.py $(RELEASE) $(dir $(RELEASE))../allod-debian.qcow2 $(if $(CLOUD),--state $(CLOUD),--upstream)
 
 registry-parity: ## the same reports to upstream's compliance monitor and to allod registry, the same answers
 	scripts/setup build run test

@@ -61,6 +61,14 @@ if fast:
     now = [time.time()]
     time.sleep = lambda s: None
 import openstack_test
+if len(sys.argv) > 2:
+    # As `allod certify --guest-mirror`: where the guest's packages come from. Its other words are upstream's.
+    import re
+    from scs_0101_entropy import entropy_check
+    lead = {'primary': sys.argv[2], 'security': sys.argv[2].rstrip('/') + '-security/'}
+    known = entropy_check.SERVER_USERDATA
+    for distro in known:
+        known[distro] = re.sub(r'(?s)(primary|security):(.*?uri: )\S+', lambda m: f'{m[1]}:{m[2]}{lead[m[1]]}', known[distro])
 for line in sys.stdin:
     cloud, ids = json.loads(line)
     out, err = io.StringIO(), io.StringIO()
@@ -140,8 +148,8 @@ def verdicts(out):
 
 class Upstream(Process):
     """Upstream's script about clouds."""
-    def __init__(self, python, tests, clouds, fast):
-        super().__init__(python, DRIVER, 'fast' if fast else 'slow', cwd=f'{tests}/iaas', OS_CLIENT_CONFIG_FILE=clouds, PYTHONPATH=f'{tests}/iaas',
+    def __init__(self, python, tests, clouds, fast, *mirror):
+        super().__init__(python, DRIVER, 'fast' if fast else 'slow', *mirror, cwd=f'{tests}/iaas', OS_CLIENT_CONFIG_FILE=clouds, PYTHONPATH=f'{tests}/iaas',
                          AWS_MAX_ATTEMPTS='1', AWS_EC2_METADATA_DISABLED='true')
 
     def __call__(self, cloud, ids):

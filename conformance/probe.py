@@ -24,6 +24,9 @@ class Cloud:
         self.allod, self.agent, self.work, self.state = os.path.abspath(a.allod), a.agent, work, os.path.join(work, 'state')
         self.begin = time.time()
         sh(self.server, 'up', '--state', self.state, '--listen', '127.0.0.1:0', '--detach', *more, timeout=240)
+        self.connect()
+
+    def connect(self):
         self.env = {**{k: v for k, v in os.environ.items() if not k.startswith('OS_')}, 'OS_CLIENT_CONFIG_FILE': f'{self.state}/clouds.yaml'}
         os.environ['OS_CLIENT_CONFIG_FILE'] = self.env['OS_CLIENT_CONFIG_FILE']
         import openstack
