@@ -69,8 +69,11 @@ pub(super) fn fips(output: &Output, allowed: u64) -> Known<Notes> {
             output.image
         ))
     })?;
+    let text = format!("{failures} of 1000 blocks failed the FIPS 140-2 test, at most {allowed} may");
     if failures > allowed {
-        notes.error(format!("{failures} of 1000 blocks failed the FIPS 140-2 test, at most {allowed} may"));
+        notes.error(text);
+    } else {
+        notes.info(text);
     }
     Ok(notes)
 }
