@@ -4,7 +4,8 @@
 simulated  hosts that are simulated: iterations of the control scenario; kill -9 at each step, at N moments of it, four probes at
            once in one project, each followed by cleanup: what its administrator sees in all services is what was there before
 real       (with --image) QEMU guests and OVN in a network namespace of its own: a whole iteration of the default scenario with
-           2 networks and 4 guests, its wall time, and the figures of every step; kill -9 in the middle, then cleanup
+           2 networks and 4 guests, its wall time, and the figures of every step; kill -9 in the middle, then cleanup; so for each
+           way to boot of --boot
 
 Needs root for `real`. Leaves nothing behind.
 """
@@ -137,7 +138,8 @@ def simulated(a, work):
 
 
 def real(a, work):
-    c = Cloud(a, work)
+    with open(f'{work}/allod.toml', 'w') as f: f.write('bcrypt_rounds = 4\n')
+    c = Cloud(a, work, '--config', f'{work}/allod.toml')
     try:
         c.say('cloud is up')
         c.admin.image.create_image(name='mini', filename=os.path.abspath(a.image), disk_format='qcow2', container_format='bare', visibility='public',
@@ -145,20 +147,23 @@ def real(a, work):
         # Five guests of a machine that has no hardware for it.
         flavor = a.flavor or c.admin.compute.create_flavor(name='probe', ram=256, vcpus=1, disk=1).name
         before = c.has()
-        args = ['--set', 'image=mini', '--set', f'flavor={flavor}', '--set', 'user=root', '--set', 'networks=2', '--set', 'guests=4']
-        rc, iterations = c.probe(*args, '-n', str(a.iterations), '--output', a.output or f'{work}/out')
-        for one in iterations:
-            i = one['iteration']
-            c.say(f"iteration {i['number']}: {i['us'] / 1e6:.1f} s, {len(i['records'])} operations, {i['calls']} calls, {len(told(i))} failed")
-            figures(c, i)
-            for text in told(i): print(f'    FAILED {text}')
-            for suspect in one['told']['suspects']: print(f'    suspect {suspect}')
-        if rc: raise Failed(f'exit {rc}')
-        c.same(before, 'nothing is left')
-        alive, entries = c.killed('jump-active', 2, *args)
-        if not alive: raise Failed('it ended before it could be killed')
-        c.cleanup(); c.same(before, 'nothing is left after a kill while guests booted')
-        c.say(f'killed while guests booted, with {entries} things in its journal: nothing is left after cleanup')
+        common = ['--set', 'image=mini', '--set', f'flavor={flavor}', '--set', 'user=root', '--set', 'networks=2', '--set', 'guests=4']
+        for boot in a.boot.split(','):
+            c.say(f'guests boot from: {boot}')
+            args = [*common, '--set', f'boot={boot}']
+            rc, iterations = c.probe(*args, '-n', str(a.iterations), '--output', a.output or f'{work}/out')
+            for one in iterations:
+                i = one['iteration']
+                c.say(f"iteration {i['number']}: {i['us'] / 1e6:.1f} s, {len(i['records'])} operations, {i['calls']} calls, {len(told(i))} failed")
+                figures(c, i)
+                for text in told(i): print(f'    FAILED {text}')
+                for suspect in one['told']['suspects']: print(f'    suspect {suspect}')
+            if rc: raise Failed(f'exit {rc}')
+            c.same(before, 'nothing is left')
+            alive, entries = c.killed('jump-active', 2, *args)
+            if not alive: raise Failed('it ended before it could be killed')
+            c.cleanup(); c.same(before, 'nothing is left after a kill while guests booted')
+            c.say(f'killed while guests booted, with {entries} things in its journal: nothing is left after cleanup')
     except BaseException:
         for log in sorted(os.listdir(c.state + '/log')): print(f'--- {log}'); print(''.join(open(f'{c.state}/log/{log}', errors='replace').readlines()[-25:]))
         raise
@@ -169,6 +174,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument('allod'); ap.add_argument('--server', default=''); ap.add_argument('--agent', default=''); ap.add_argument('--image', default=''); ap.add_argument('--kills', type=int, default=1)
     ap.add_argument('--flavor', default=''); ap.add_argument('--iterations', type=int, default=1); ap.add_argument('--output', default='')
+    ap.add_argument('--boot', default='image,volume,implicit-volume', help='values of boot, with commas')
     ap.add_argument('--only', default=''); ap.add_argument('--inside', default='')
     a = ap.parse_args()
     a.agent = os.path.abspath(a.agent) if a.agent else ''

@@ -168,7 +168,12 @@ async fn find_image(session: &Session, name: Option<&str>) -> Result<Vec<Value>,
     }
     all.retain(|i| i.get("status").and_then(Value::as_str).is_none_or(|s| s == "active"));
     // Small ones first: what is looked at is the cloud, not its guests.
-    Ok(choose(all, name, |i| (number(i, "min_ram"), number(i, "min_disk"), number(i, "size"))))
+    let mut chosen = choose(all, name, |i| (number(i, "min_ram"), number(i, "min_disk"), number(i, "size")));
+    for image in chosen.iter_mut() {
+        let size = number(image, "size").max(number(image, "virtual_size"));
+        image["gib"] = number(image, "min_disk").max(gib(size)).max(1).into();
+    }
+    Ok(chosen)
 }
 
 async fn find_flavor(session: &Session, name: Option<&str>, image: &Value) -> Result<Vec<Value>, Failure> {

@@ -288,10 +288,7 @@ impl Pass<'_> {
         if let Some(service) = when.strip_prefix("service ") {
             return self.engine.session.endpoint(service).err().map(|e| e.message);
         }
-        let name = when.trim_matches(['{', '}']);
-        let value = self.engine.scenario.set.get(name).cloned().unwrap_or_default();
-        let off = matches!(&value, Value::Null | Value::Bool(false)) || value == 0 || value == "";
-        off.then(|| format!("{name} is off"))
+        self.engine.scenario.unmet(when)
     }
 
     async fn work(&self, step: &Step, mut item: Item) -> Worked {

@@ -46,7 +46,7 @@ pub(crate) async fn make(pass: &Pass<'_>, step: &Step, mut item: Item) -> Worked
     if let Some(cause) = item.failed {
         return unfit(pass, step, &about, item, &Unfit::Because(cause));
     }
-    let body = match pass.filled(&item, &step.body) {
+    let body = match pass.filled(&item, &engine.scenario.body(step)) {
         Ok(body) => body,
         Err(why) => return unfit(pass, step, &about, item, &why),
     };

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, bail};
 use osclient::journal::Thing;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Scenarios that are built in, by name.
 pub const BUILTIN: [(&str, &str); 2] =
@@ -39,6 +39,12 @@ pub struct Scenario {
     pub change_limit: f64,
     /// What is done, in this order. What was made is removed at the end.
     pub steps: Vec<Step>,
+}
+
+/// Name and value of a condition: `outside`, `boot volume`.
+fn condition(when: &str) -> (&str, Option<&str>) {
+    let when = when.trim_matches(['{', '}']);
+    when.split_once(' ').map_or((when, None), |(name, value)| (name, Some(value)))
 }
 
 fn parallel() -> usize {
@@ -82,14 +88,26 @@ pub struct Step {
     pub each: Option<String>,
     /// What must have gone well besides: the item of that step with the same number.
     pub needs: Option<String>,
-    /// Only if this value of `set` is true, or the catalog has `service TYPE`.
+    /// Only if this value of `set` is true (`outside`) or is that one (`boot volume`), or the catalog has `service TYPE`.
     pub when: Option<String>,
     /// What is sent.
     pub body: Value,
+    /// What is sent besides, depending on values of `set`.
+    pub also: Vec<Also>,
     /// Seconds it may take.
     pub limit: Option<f64>,
     /// How many items at once.
     pub parallel: Option<usize>,
+}
+
+/// A part of a body.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Also {
+    /// As of a step, without services.
+    pub when: String,
+    /// Fields of the body.
+    pub body: Map<String, Value>,
 }
 
 /// What is found.
@@ -172,10 +190,19 @@ impl Step {
     /// Steps among `ids` that its body or path names.
     fn named(&self, ids: &BTreeSet<String>) -> BTreeSet<String> {
         let mut named = crate::template::steps(&self.body, ids);
+        for also in &self.also {
+            named.extend(also.body.values().flat_map(|v| crate::template::steps(v, ids)));
+        }
         if let Some(call) = &self.call {
             named.extend(crate::template::steps(&Value::from(call.path.as_str()), ids));
         }
         named
+    }
+
+    /// All its conditions on values of `set`, as name and value.
+    fn conditions(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let own = self.when.as_deref().filter(|w| !w.starts_with("service "));
+        own.into_iter().chain(self.also.iter().map(|a| a.when.as_str())).map(condition)
     }
 
     fn deeds(&self) -> usize {
@@ -214,6 +241,14 @@ impl Scenario {
             }
             if step.each.is_some() && (step.count.is_some() || step.on.is_some()) {
                 bail!("step {id}: each has no count and no on");
+            }
+            if step.make.is_none() && !step.also.is_empty() {
+                bail!("step {id}: also is for what is made");
+            }
+            if let Some((name, _)) =
+                step.also.iter().map(|a| condition(&a.when)).find(|(n, _)| !scenario.set.contains_key(*n))
+            {
+                bail!("step {id}: also: there is no value {name:?} in set");
             }
             if step.wait.is_some() && step.until.is_none() {
                 bail!("step {id}: await needs until");
@@ -258,8 +293,44 @@ impl Scenario {
         if !fits {
             bail!("{name}: {text:?} is not of the kind of {old}");
         }
-        *old = if old.is_string() { Value::from(text) } else { parsed };
+        let parsed = if old.is_string() { Value::from(text) } else { parsed };
+        // Of a value that others are compared with, only those are of any use.
+        let compared: BTreeSet<&str> = self
+            .steps
+            .iter()
+            .flat_map(Step::conditions)
+            .filter(|(n, _)| *n == name)
+            .filter_map(|(_, v)| v)
+            .collect();
+        if !compared.is_empty() && !compared.contains(text) {
+            bail!("{name}: {text:?} is none of {}", compared.into_iter().collect::<Vec<_>>().join(", "));
+        }
+        *old = parsed;
         Ok(())
+    }
+
+    /// Why a condition on a value of `set` does not hold.
+    pub(crate) fn unmet(&self, when: &str) -> Option<String> {
+        let (name, wanted) = condition(when);
+        let value = self.set.get(name).cloned().unwrap_or_default();
+        if let Some(wanted) = wanted {
+            let is = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            return (is != wanted).then(|| format!("{name} is {is}"));
+        }
+        let off = matches!(&value, Value::Null | Value::Bool(false)) || value == 0 || value == "";
+        off.then(|| format!("{name} is off"))
+    }
+
+    /// What a step sends.
+    pub(crate) fn body(&self, step: &Step) -> Value {
+        let mut body = step.body.clone();
+        for also in step.also.iter().filter(|a| self.unmet(&a.when).is_none()) {
+            match body.as_object_mut() {
+                Some(body) => body.extend(also.body.clone()),
+                None => body = also.body.clone().into(),
+            }
+        }
+        body
     }
 
     /// Steps whose items appear in bodies and paths of others.
@@ -309,5 +380,44 @@ impl Scenario {
         }
         self.steps.retain(|s| needed.contains(&s.id));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn bodies_and_steps_depend_on_values() {
+        for (name, _) in BUILTIN {
+            let mut scenario = Scenario::builtin(name).unwrap();
+            let sent = |s: &Scenario| s.body(s.steps.iter().find(|s| s.id == "guest").unwrap());
+            assert_eq!(sent(&scenario)["imageRef"], "{image.id}");
+            assert_eq!(scenario.unmet("boot volume").unwrap(), "boot is image");
+            for (boot, source) in [("volume", "volume"), ("implicit-volume", "image")] {
+                scenario.set(&format!("boot={boot}")).unwrap();
+                let body = sent(&scenario);
+                assert_eq!((&body["imageRef"], &body["flavorRef"]), (&Value::Null, &json!("{flavor.id}")));
+                assert_eq!(body["block_device_mapping_v2"][0]["source_type"], source);
+            }
+            let refused = scenario.set("boot=floppy").unwrap_err().to_string();
+            assert_eq!(refused, "boot: \"floppy\" is none of image, implicit-volume, volume");
+            assert_eq!(scenario.set["boot"], "implicit-volume");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_besides_needs_a_value_and_a_thing() {
+        let step = |what: &str, when: &str| {
+            format!(
+                "name: x\nset: {{a: 2}}\nsteps:\n- {{id: x, {what}, also: [{{when: {when}, body: {{b: 1}}}}]}}\n"
+            )
+        };
+        let scenario = Scenario::parse(&step("make: network", "a 2")).unwrap();
+        assert_eq!(scenario.body(&scenario.steps[0]), json!({"b": 1}));
+        assert!(Scenario::parse(&step("make: network", "c 2")).is_err());
+        assert!(Scenario::parse(&step("make: network", "service x")).is_err());
+        assert!(Scenario::parse(&step("check: token", "a 2")).is_err());
     }
 }

@@ -346,15 +346,15 @@ async fn d24_each_check_works_alone() {
         body["networks"] = json!([{"uuid": "{network.id}"}]);
         body["security_groups"] = json!([{"name": "{group.id}"}]);
     };
-    let volume = |body: &mut Value| {
-        body["block_device_mapping_v2"] = json!([{"boot_index": 0, "uuid": "{image.id}", "source_type": "image",
-            "destination_type": "volume", "volume_size": 1}]);
-    };
-    let boots: [Boot<'_>; 3] = [("ports", &|_| {}), ("networks", &networks), ("volumes", &volume)];
+    let boots: [Boot<'_>; 4] =
+        [("image", &|_| {}), ("networks", &networks), ("volume", &|_| {}), ("implicit-volume", &|_| {})];
     for (boot, change) in boots {
         for (step, check) in checks.iter().filter(|(id, _)| !id.ends_with("user-data") && id != "world") {
             let (stub, hands) = balanced(0).await;
             let mut scenario = guests();
+            if boot != "networks" {
+                scenario.set(&format!("boot={boot}")).unwrap();
+            }
             let guest = scenario.steps.iter_mut().find(|s| s.id == "guest").unwrap();
             change(&mut guest.body);
             if boot == "networks" {

@@ -376,10 +376,19 @@ impl World {
         }
     }
 
-    /// Volumes that a server is made with.
+    /// Volumes that a server is made with, or takes.
     fn bring(&mut self, server: &mut Value) {
         let mappings = server["block_device_mapping_v2"].as_array().cloned().unwrap_or_default();
         for mapping in mappings.iter().filter(|m| m["destination_type"] == "volume") {
+            if mapping["source_type"] == "volume" {
+                let volumes = self.things.entry("volumes".into()).or_default();
+                let volume = volumes.iter_mut().find(|v| v["id"] == mapping["uuid"]).unwrap();
+                assert_eq!(volume["status"], "available", "{volume}");
+                volume["status"] = json!("in-use");
+                volume["attached"] = server["id"].clone();
+                server[ATTACHED] = json!([{"id": volume["id"], "delete_on_termination": false}]);
+                continue;
+            }
             let id = json!(format!("{}-brought", server["id"].as_str().unwrap()));
             let volume = json!({"id": id, "name": "", "status": "in-use", "attached": server["id"], "ready": null, "looks": 0});
             self.things.entry("volumes".into()).or_default().push(volume);
