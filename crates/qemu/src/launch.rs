@@ -92,14 +92,18 @@ fn machine(spec: &ServerSpec, accelerator: Accelerator) -> Vec<String> {
 /// does not want it loses nothing, and an old one boots sooner.
 fn random(properties: &BTreeMap<String, String>) -> Vec<String> {
     let told = |name: &str| properties.get(name).map(String::as_str);
-    let number = |name: &str| told(name).and_then(|t| t.parse::<u64>().ok()).filter(|n| *n > 0);
+    // QEMU does not start with more.
+    let number = |name: &str, most: u64| {
+        told(name).and_then(|t| t.parse::<u64>().ok()).filter(|n| *n > 0).map(|n| n.min(most))
+    };
     let yes = |t: &str| ["1", "t", "true", "on", "y", "yes"].contains(&t.to_ascii_lowercase().as_str());
     if !told("hw_rng:allowed").is_none_or(yes) {
         return Vec::new();
     }
     // libvirt's period is a second where none is told, QEMU's is a minute.
-    let rate = number("hw_rng:rate_bytes").map_or(String::new(), |bytes| {
-        format!(",max-bytes={bytes},period={}", number("hw_rng:rate_period").unwrap_or(1000))
+    let rate = number("hw_rng:rate_bytes", u64::MAX >> 1).map_or(String::new(), |bytes| {
+        let period = number("hw_rng:rate_period", u32::MAX.into()).unwrap_or(1000);
+        format!(",max-bytes={bytes},period={period}")
     });
     let device = format!("virtio-rng-pci,rng=rng0,bus=pcie.0,addr=0x2{rate}");
     ["-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", &device].map(str::to_owned).to_vec()
@@ -250,6 +254,9 @@ mod tests {
         assert_eq!(device(&[("hw_rng:rate_bytes", "2048")]).unwrap(), "rng,max-bytes=2048,period=1000");
         let both = [("hw_rng:rate_bytes", "2048"), ("hw_rng:rate_period", "500")];
         assert_eq!(device(&both).unwrap(), "rng,max-bytes=2048,period=500");
+        let far =
+            [("hw_rng:rate_bytes", "18446744073709551615"), ("hw_rng:rate_period", "9223372036854775807")];
+        assert_eq!(device(&far).unwrap(), "rng,max-bytes=9223372036854775807,period=4294967295");
         assert_eq!(device(&[("hw_rng:rate_bytes", "0"), ("hw_rng:rate_period", "500")]).unwrap(), "rng");
     }
 }
