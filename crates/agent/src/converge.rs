@@ -1,5 +1,6 @@
 //! Carries out the plan: one task per object, never two for the same one.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,13 +50,15 @@ impl Agent {
             // Cut off: servers of this spec may run elsewhere by now. The next lease tells.
             return Ok(());
         }
+        // What was worked on while we looked may have been seen half done, and be done now: a guest that starts has no
+        // process yet, and would be told of as one that ended. The end of that work brings the next look.
+        let busy = self.inflight.lock().clone();
         let observed = self.observe().await?;
-        self.note(&observed);
+        self.note(&observed, &busy);
         let steps = {
             let known = self.known.lock();
-            let inflight = self.inflight.lock();
             let mut steps = plan(&spec, &observed, &known, self.now());
-            steps.retain(|s| !inflight.contains(&s.key()));
+            steps.retain(|s| !busy.contains(&s.key()));
             steps
         };
         for step in steps {
@@ -92,15 +95,14 @@ impl Agent {
         })
     }
 
-    /// Guests change by themselves: what is observed goes into the next report.
-    pub(crate) fn note(&self, observed: &Observed) {
+    /// Guests change by themselves: what is observed goes into the next report, but of what was `busy`.
+    pub(crate) fn note(&self, observed: &Observed, busy: &BTreeSet<Key>) {
         let mut known = self.known.lock();
-        let inflight = self.inflight.lock();
         let mut changed = false;
         for (id, guest) in &observed.guests {
             let key = Key::Server(*id);
             let entry = known.entry(key).or_default();
-            if !inflight.contains(&key) && entry.guest.as_ref() != Some(guest) {
+            if !busy.contains(&key) && entry.guest.as_ref() != Some(guest) {
                 entry.guest = Some(guest.clone());
                 changed = true;
             }

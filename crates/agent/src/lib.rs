@@ -294,9 +294,16 @@ impl Agent {
         }
     }
 
+    /// What was worked on since this agent began, or is: that work tells what came of it.
+    fn worked_on(&self) -> BTreeSet<Key> {
+        let mut all = self.inflight.lock().clone();
+        all.extend(self.known.lock().keys());
+        all
+    }
+
     async fn report_loop(self: Arc<Self>) {
         // Before it has looked, an agent would say that there is nothing, and what goes away would be taken for gone.
-        while let Err(error) = self.observe().await.map(|observed| self.note(&observed)) {
+        while let Err(error) = self.observe().await.map(|observed| self.note(&observed, &self.worked_on())) {
             tracing::warn!(host = %self.config.host, error = %error.chain(), "cannot observe the host");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

@@ -10,10 +10,10 @@ use std::time::Duration;
 use agent::{Agent, Config, Drivers};
 use async_trait::async_trait;
 use base::{Entropy, Error, HostId, ManualClock, ProjectId, Result, ServerId, UserId, VolumeId};
-use contract::drivers::{BlockStorage, Hypervisor};
+use contract::drivers::{BlockStorage, Guest, GuestPlan, Hypervisor};
 use contract::host::{
-    DiskSource, DiskSpec, GuestMetadata, HostReport, HostSpec, Power, PowerObserved, ServerReport,
-    ServerSpec, VolumeSource, VolumeSpec,
+    DiskSource, DiskSpec, GuestMetadata, HostCapacity, HostReport, HostSpec, Power, PowerObserved,
+    ServerReport, ServerSpec, VolumeSource, VolumeSpec,
 };
 use contract::services::ControlPlane;
 use parking_lot::Mutex;
@@ -219,6 +219,117 @@ async fn nothing_is_removed_before_there_is_a_spec() {
     tokio::time::advance(Duration::from_secs(60)).await;
     world.until(|r| r.generation == 0).await;
     assert_eq!(world.host.storage.observe().await.unwrap().len(), 1);
+}
+
+/// A control plane that keeps every word of guests that are as they shall be.
+struct Hears {
+    desk: Arc<Desk>,
+    told: Mutex<Vec<Option<PowerObserved>>>,
+}
+
+#[async_trait]
+impl ControlPlane for Hears {
+    async fn spec(&self, host: HostId, after: u64) -> Result<Option<Arc<HostSpec>>> {
+        self.desk.spec(host, after).await
+    }
+
+    async fn report(&self, report: HostReport) -> Result<()> {
+        self.told.lock().extend(report.servers.iter().filter(|s| s.converged).map(|s| s.power));
+        self.desk.report(report).await
+    }
+}
+
+/// A hypervisor that takes a second to start a guest, which has no process until then, and longer to say what it saw.
+struct Slow {
+    inner: Arc<dyn Hypervisor>,
+    starting: Mutex<Option<ServerId>>,
+    seen: watch::Sender<u32>,
+}
+
+#[async_trait]
+impl Hypervisor for Slow {
+    async fn capacity(&self) -> Result<HostCapacity> {
+        self.inner.capacity().await
+    }
+
+    async fn observe(&self) -> Result<Vec<Guest>> {
+        let Some(id) = *self.starting.lock() else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            return self.inner.observe().await;
+        };
+        let (power, volumes, ports) = (PowerObserved::Shutdown, vec![], vec![]);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        self.seen.send_modify(|n| *n += 1);
+        Ok(vec![Guest { id, power, reboots: 0, volumes, ports }])
+    }
+
+    async fn ensure(&self, plan: &GuestPlan, start: bool) -> Result<Guest> {
+        *self.starting.lock() = Some(plan.spec.id);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let guest = self.inner.ensure(plan, start).await;
+        *self.starting.lock() = None;
+        guest
+    }
+
+    async fn remove(&self, id: ServerId) -> Result<()> {
+        self.inner.remove(id).await
+    }
+
+    async fn console_log(&self, id: ServerId, length: Option<usize>) -> Result<String> {
+        self.inner.console_log(id, length).await
+    }
+
+    fn events(&self) -> tokio::sync::broadcast::Receiver<ServerId> {
+        self.inner.events()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_was_seen_half_started_is_not_told_of_as_ended() {
+    let mut world = World::new();
+    world.stop.send_replace(true);
+    world.task.take().unwrap().await.unwrap();
+    let slow = Arc::new(Slow {
+        inner: world.host.hypervisor.clone(),
+        starting: Mutex::new(None),
+        seen: watch::Sender::new(0),
+    });
+    let config =
+        Config { host: world.spec.host, state_dir: world.dir.path().to_owned(), boot_id: "boot-1".into() };
+    let drivers = Drivers {
+        hypervisor: slow.clone(),
+        storage: world.host.storage.clone(),
+        network: world.host.network.clone(),
+        images: world.host.images.clone(),
+    };
+    let hears = Arc::new(Hears { desk: world.desk.clone(), told: Mutex::default() });
+    let agent = Agent::new(config, drivers, hears.clone(), Arc::new(ManualClock::default())).unwrap();
+    let (stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(agent.run(stopped));
+    let id = world.add_server();
+    world.publish();
+    tokio::time::timeout(Duration::from_secs(600), async {
+        while slow.starting.lock().is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+    // Another object, for whose sake the agent looks while the guest starts.
+    world.spec.volumes.push(VolumeSpec {
+        id: VolumeId::random(&world.entropy),
+        generation: 1,
+        size_gib: 1,
+        source: VolumeSource::Blank,
+    });
+    world.publish();
+    let mut seen = slow.seen.subscribe();
+    tokio::time::timeout(Duration::from_secs(600), seen.wait_for(|n| *n > 0)).await.unwrap().unwrap();
+    world.until(|r| r.volumes.iter().any(|v| v.ready)).await;
+    world.until_server(id, |s| s.converged).await;
+    assert!(hears.told.lock().iter().all(|p| *p == Some(PowerObserved::Running)), "{:?}", hears.told.lock());
+    stop.send_replace(true);
+    task.await.unwrap();
 }
 
 /// A control plane that also gives leases, to whoever holds a spec that is new enough.
