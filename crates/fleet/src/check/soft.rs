@@ -113,12 +113,17 @@ fn volumes(found: &mut Found<'_>) {
     for attachment in &view.attachments {
         attached.entry(attachment.volume_id).or_default().push(attachment);
     }
+    // A server that could not be built keeps what was reserved for it until it is deleted.
+    let failed = |a: &&volume::model::Attachment| {
+        view.servers.iter().any(|s| Some(s.id) == a.server_id && s.vm_state == VmState::Error)
+    };
     for volume in &view.volumes {
         let held = attached.get(&volume.id).map_or(&[][..], Vec::as_slice);
         let text = match volume.status.as_str() {
             _ if volume.doomed => "shall go and does not".to_owned(),
             status::AVAILABLE if held.is_empty() => continue,
             status::IN_USE if held.iter().any(|a| a.status == "attached") => continue,
+            status::RESERVED if !held.is_empty() && held.iter().all(failed) => continue,
             status::ERROR | status::ERROR_EXTENDING | status::ERROR_DELETING if volume.error.is_some() => {
                 continue;
             }
