@@ -301,19 +301,16 @@ const TERMINATE: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity 
 
 pub async fn lost_connections_are_made_again(place: Place) {
     let store = place.store().await;
-    let made = add(&store, thing(&Entropy::seeded(1), "a")).await.unwrap();
-    assert_eq!(store.glance::<Thing>(vec![made.id]).await.unwrap(), [made.clone()]);
+    let made = [add(&store, thing(&Entropy::seeded(1), "a")).await.unwrap()];
+    let look = async || store.glance::<Thing>(vec![made[0].id]).await.unwrap();
+    assert_eq!(look().await, made);
     let mut wakes = store.subscribe("thing").await.unwrap();
     if place.is_postgres() {
         crate::postgres::execute(&place.url, TERMINATE);
     }
-    assert_eq!(
-        store.glance::<Thing>(vec![made.id]).await.unwrap(),
-        [made.clone()],
-        "by a transaction, if need be"
-    );
-    assert_eq!(store.glance::<Thing>(vec![made.id]).await.unwrap(), [made.clone()]);
-    assert_eq!(all(&store).await, [made]);
+    assert_eq!(look().await, made, "by a transaction, if need be");
+    assert_eq!(look().await, made);
+    assert_eq!(all(&store).await, made);
     let (url, runs) = (place.url.clone(), Arc::new(AtomicU32::new(0)));
     let counted = runs.clone();
     let insert = move |tx: &mut store::Tx<'_>| {
