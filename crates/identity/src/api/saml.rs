@@ -73,9 +73,13 @@ pub(super) fn ops() -> Vec<Op<State>> {
     ]
 }
 
-/// 500 as in Keystone, where nothing is configured that could say anything.
+/// 501 where nothing is configured that could say anything; Keystone's 500 would be a fault of the cloud that anybody can cause.
 fn provider(cx: &Cx) -> Result<&Provider> {
-    cx.saml.as_ref().ok_or_else(|| Error::internal("identity.saml.idp_entity_id is not set"))
+    cx.saml.as_ref().ok_or_else(|| {
+        Error::not_implemented(
+            "This cloud is no identity provider in SAML: identity.saml.idp_entity_id is not set.",
+        )
+    })
 }
 
 /// What shall be said of whom, to whom.
@@ -172,6 +176,10 @@ async fn enveloped(cx: Cx, req: Request<Asked>) -> Result<Reply> {
 
 async fn metadata(cx: Cx, _: Request<()>) -> Result<Reply> {
     let told = provider(&cx)?.metadata();
-    let told = told.ok_or_else(|| Error::internal("identity.saml.idp_sso_endpoint is not set"))?;
+    let told = told.ok_or_else(|| {
+        Error::not_implemented(
+            "This cloud has no metadata in SAML: identity.saml.idp_sso_endpoint is not set.",
+        )
+    })?;
     Ok(Reply::bytes(XML, told?))
 }

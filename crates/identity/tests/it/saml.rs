@@ -260,15 +260,14 @@ async fn metadata_says_who_this_is() {
 #[tokio::test]
 async fn nothing_is_said_unless_the_operator_names_this_cloud() {
     let world = World::new().await;
-    // As in Keystone, whose file is not there.
-    world.anyone.get(METADATA).await.expect(500);
+    world.anyone.get(METADATA).await.expect(501);
     let urls = json!({"auth_url": "https://second.test/v3", "sp_url": "https://second.test/sp"});
     let made = world.admin.put(SP, json!({"service_provider": urls})).await.expect(201);
     assert_eq!(made.at("/service_provider/relay_state_prefix"), "ss:mem:");
     let token = world.scoped().await;
     world.vouched(&token).await.expect(403);
     world.admin.patch(SP, json!({"service_provider": {"enabled": true}})).await.expect(200);
-    world.vouched(&token).await.expect(500);
+    world.vouched(&token).await.expect(501);
 }
 
 #[tokio::test]
