@@ -183,6 +183,7 @@ async fn drift_is_repaired_and_foreign_rows_stay() {
     until("the gateway's chassis", LIMIT, async || nb.read(|db| db.rows("HA_Chassis").next().map(|_| ())))
         .await;
 
+    nb.catch_up().await.unwrap();
     let (port, acl, switch, options) = nb.read(|db| {
         let port = db.named("Logical_Switch_Port", &port_id(11).to_string()).next().unwrap().0;
         let acl = db
@@ -211,6 +212,7 @@ async fn drift_is_repaired_and_foreign_rows_stay() {
     nb.transact(&txn).await.unwrap();
     assert_eq!(backend.sync(&scene::all()).await.unwrap(), 3, "network, group, port");
     assert_eq!(backend.sync(&scene::all()).await.unwrap(), 0);
+    nb.catch_up().await.unwrap();
     nb.read(|db| {
         assert_eq!(db.rows("Logical_Switch").count(), 3, "two of ours, one foreign");
         assert_eq!(
@@ -259,6 +261,7 @@ async fn drift_is_repaired_and_foreign_rows_stay() {
     })
     .await
     .unwrap();
+    nb.catch_up().await.unwrap();
     let old = nb.read(|db| {
         db.named("Port_Group", &ovn::project::group_name(id(6, 1))).next().unwrap().1.has_ref("ports", port)
     });
