@@ -2,63 +2,134 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot::{self, error::TryRecvError};
+use tokio::sync::oneshot;
 
 /// Work of which much at once costs little more than one: calls wait while a batch is worked on, and are the next batch.
-/// A call that comes alone is worked on at once; where calls lately came together, the first gives others a moment to come.
+/// A call that comes alone is worked on at once; where calls lately came together, the first waits a moment for as many.
 /// There is no task behind it: whoever comes first works for all.
 pub struct Together<I, O> {
-    waiting: Mutex<VecDeque<(I, oneshot::Sender<O>)>>,
-    /// Whoever has it works; how many calls a batch had lately.
-    turn: tokio::sync::Mutex<usize>,
+    line: Arc<Mutex<Line<I, O>>>,
     most: usize,
 }
 
-/// How often the first of a batch lets what is ready run before it. Callers that were answered together come back one by one:
+/// How long the first of a batch waits for as many as came lately. Callers that were answered together come back one by one:
 /// without this, every other batch would be the first of them alone.
-const MOMENTS: usize = 4;
+const MOMENT: Duration = Duration::from_millis(1);
+
+struct Line<I, O> {
+    waiting: VecDeque<(I, oneshot::Sender<Told<I, O>>)>,
+    /// Somebody has the turn.
+    taken: bool,
+    /// How many calls a batch had.
+    lately: usize,
+    /// Who has the turn is told when so many wait.
+    enough: Option<(usize, oneshot::Sender<()>)>,
+}
+
+/// What one who waits is told.
+enum Told<I, O> {
+    Answer(O),
+    Turn(Turn<I, O>),
+}
+
+/// The right to work for all who wait. Dropped, it goes to the next in line, also from a channel that nobody reads any more.
+struct Turn<I, O>(Option<Arc<Mutex<Line<I, O>>>>);
+
+impl<I, O> Drop for Turn<I, O> {
+    fn drop(&mut self) {
+        let Some(line) = self.0.take() else { return };
+        loop {
+            let next = {
+                let mut line = line.lock();
+                let next = line.waiting.pop_front();
+                line.taken = next.is_some();
+                next
+            };
+            let Some((_, to)) = next else { return };
+            match to.send(Told::Turn(Turn(Some(Arc::clone(&line))))) {
+                // It was dropped while it waited. What came back must not look for the next itself: that would recurse.
+                Err(Told::Turn(mut turn)) => turn.0 = None,
+                _ => return,
+            }
+        }
+    }
+}
 
 impl<I: Clone, O> Together<I, O> {
     /// At most `most` calls in one batch.
     pub fn new(most: usize) -> Self {
-        Together { waiting: Mutex::default(), turn: tokio::sync::Mutex::default(), most: most.max(1) }
+        let line = Line { waiting: VecDeque::new(), taken: false, lately: 1, enough: None };
+        Together { line: Arc::new(Mutex::new(line)), most: most.max(1) }
     }
 
     /// Has `item` worked on by `work`, which answers one result for each item, in their order. `work` may be another
     /// call's, so all calls have to give the same. Should a call be dropped that worked for others, these begin anew: `work`
     /// may see an item twice.
     pub async fn call<F: Future<Output = Vec<O>>>(&self, item: I, work: impl Fn(Vec<I>) -> F) -> O {
-        let mut answered = self.queue(item.clone());
-        let mut lately = self.turn.lock().await;
         loop {
-            match answered.try_recv() {
-                Ok(answer) => return answer,
-                Err(TryRecvError::Closed) => answered = self.queue(item.clone()),
-                Err(TryRecvError::Empty) => {}
-            }
-            if *lately > 1 {
-                for _ in 0..MOMENTS {
-                    tokio::task::yield_now().await;
-                }
-            }
-            let (items, answers): (Vec<I>, Vec<oneshot::Sender<O>>) = {
-                let mut waiting = self.waiting.lock();
-                let some = waiting.len().min(self.most);
-                waiting.drain(..some).unzip()
+            let told = match self.turn_or_wait(&item) {
+                Ok(turn) => Told::Turn(turn),
+                Err(told) => match told.await {
+                    Ok(told) => told,
+                    Err(_dropped) => continue,
+                },
             };
-            *lately = items.len().max(*lately / 2);
-            for (answer, to) in work(items).await.into_iter().zip(answers) {
-                let _ = to.send(answer);
+            let _turn = match told {
+                Told::Answer(answer) => return answer,
+                Told::Turn(turn) => turn,
+            };
+            let (others, answers) = self.gather().await;
+            let items = std::iter::once(item.clone()).chain(others).collect();
+            let mut results = work(items).await.into_iter();
+            let own = results.next();
+            for (result, to) in results.zip(answers) {
+                let _ = to.send(Told::Answer(result));
+            }
+            if let Some(own) = own {
+                return own;
             }
         }
     }
 
-    fn queue(&self, item: I) -> oneshot::Receiver<O> {
-        let (to, answered) = oneshot::channel();
-        self.waiting.lock().push_back((item, to));
-        answered
+    fn turn_or_wait(&self, item: &I) -> Result<Turn<I, O>, oneshot::Receiver<Told<I, O>>> {
+        let mut line = self.line.lock();
+        if !line.taken {
+            line.taken = true;
+            return Ok(Turn(Some(Arc::clone(&self.line))));
+        }
+        let (to, told) = oneshot::channel();
+        line.waiting.push_back((item.clone(), to));
+        if line.enough.as_ref().is_some_and(|(many, _)| line.waiting.len() >= *many)
+            && let Some((_, tell)) = line.enough.take()
+        {
+            let _ = tell.send(());
+        }
+        Err(told)
+    }
+
+    /// Those who are worked for beside the one who has the turn.
+    async fn gather(&self) -> (Vec<I>, Vec<oneshot::Sender<Told<I, O>>>) {
+        let wait = {
+            let mut line = self.line.lock();
+            let others = line.lately.min(self.most) - 1;
+            (line.waiting.len() < others).then(|| {
+                let (tell, told) = oneshot::channel();
+                line.enough = Some((others, tell));
+                told
+            })
+        };
+        if let Some(told) = wait {
+            let _ = tokio::time::timeout(MOMENT, told).await;
+        }
+        let mut line = self.line.lock();
+        let others = line.waiting.len().min(self.most - 1);
+        line.lately = (others + 1).max(line.lately / 2);
+        line.enough = None;
+        line.waiting.drain(..others).unzip()
     }
 }
 
@@ -101,7 +172,7 @@ mod tests {
         assert!(batches.len() <= 3, "{batches:?}");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_comes_right_after_the_first_is_waited_for_where_that_happened_before() {
         let together = Arc::new(Together::<u32, usize>::new(16));
         let of_how_many = |items: Vec<u32>| async move {
@@ -147,5 +218,38 @@ mod tests {
         // The second works for itself and the third.
         second.abort();
         assert_eq!(third.await.unwrap(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_nobody_takes_goes_on() {
+        // One at a time, so that each who waits is given the turn.
+        let together = Arc::new(Together::<u32, u32>::new(1));
+        let slow = |items: Vec<u32>| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            items
+        };
+        let start = |n: u32| {
+            let together = together.clone();
+            tokio::spawn(async move { together.call(n, slow).await })
+        };
+        let ended_while_it_waited = Arc::new(Mutex::new(None::<tokio::task::AbortHandle>));
+        let first = tokio::spawn({
+            let (together, second) = (together.clone(), ended_while_it_waited.clone());
+            async move {
+                let answer = together.call(1, slow).await;
+                // It has the turn in its channel, and never ran since.
+                second.lock().take().unwrap().abort();
+                answer
+            }
+        });
+        tokio::task::yield_now().await;
+        let (second, third, fourth) = (start(2), start(3), start(4));
+        *ended_while_it_waited.lock() = Some(second.abort_handle());
+        tokio::task::yield_now().await;
+        third.abort();
+        assert_eq!(first.await.unwrap(), 1);
+        assert!(second.await.unwrap_err().is_cancelled());
+        assert_eq!(fourth.await.unwrap(), 4);
+        assert_eq!(start(5).await.unwrap(), 5);
     }
 }
