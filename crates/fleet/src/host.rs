@@ -1,7 +1,7 @@
 //! A simulated machine: outlives its agents, loses power, fills its disk.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use agent::ledger::{Keeper, Kept, Ledger};
@@ -70,7 +70,8 @@ struct Trouble {
 }
 
 struct Running {
-    agent: Arc<Agent>,
+    /// Its tasks own it: it has a way to this machine, which would be held by itself.
+    agent: Weak<Agent>,
     dead: CancellationToken,
 }
 
@@ -138,7 +139,7 @@ impl Machine {
             stop.send_replace(true);
         });
         self.trace.event("agent", format_args!("{} starts", self.name));
-        *running = Some(Running { agent, dead });
+        *running = Some(Running { agent: Arc::downgrade(&agent), dead });
         true
     }
 
@@ -159,7 +160,7 @@ impl Machine {
 
     /// The spec that the running agent holds.
     pub fn spec(&self) -> Option<Arc<HostSpec>> {
-        self.running.lock().as_ref().filter(|r| !r.dead.is_cancelled())?.agent.spec()
+        self.running.lock().as_ref().filter(|r| !r.dead.is_cancelled())?.agent.upgrade()?.spec()
     }
 
     /// What a server asks the living agent over the link: a piece of a disk.
@@ -171,7 +172,7 @@ impl Machine {
         let held = {
             let running = self.running.lock();
             let living = running.as_ref().filter(|r| !r.dead.is_cancelled());
-            living.map(|r| (r.agent.clone(), r.dead.clone()))
+            living.and_then(|r| Some((r.agent.upgrade()?, r.dead.clone())))
         };
         let (agent, dead) = held.ok_or_else(away)?;
         self.wire.carry().await?;

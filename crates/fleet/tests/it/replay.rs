@@ -42,3 +42,20 @@ fn small_fleets_of_several_seeds_are_sound() {
         }
     }
 }
+
+#[test]
+fn a_run_leaves_nothing_in_memory_or_on_disk() {
+    let runtime = fleet::run::runtime().unwrap();
+    let control = runtime.block_on(async {
+        let mut options = whole(7);
+        options.minutes = 1;
+        let mut run = fleet::Run::prepare(options).await.unwrap();
+        run.work().await.unwrap();
+        let control = std::sync::Arc::downgrade(&run.control);
+        run.outcome();
+        control
+    });
+    drop(runtime);
+    // It holds the database and the directory.
+    assert_eq!(control.strong_count(), 0);
+}
