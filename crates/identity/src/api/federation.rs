@@ -1,5 +1,7 @@
 //! OS-FEDERATION: identity providers, protocols, mappings, service providers, and the way in.
 
+use std::sync::Arc;
+
 use ::api::{Op, Reply, Request};
 use base::{DomainId, Error, Result};
 use federation::issuer::{check_ca, may_ask};
@@ -13,10 +15,11 @@ use crate::federation::model::{
     FederatedUser, FrontEnd, IdentityProvider, Mapping, Oidc, OidcOwnClient, Protocol, RemoteId,
     ServiceProvider,
 };
-use crate::federation::{admitted, no_such, unscoped};
+use crate::federation::{Entered, admitted, no_such, unscoped};
 use crate::logic::body::{Doc, Fields, Kind, invalid, may, may_null, must, shape};
 use crate::model::Domain;
 use crate::state::State;
+use crate::tokens::Validated;
 use crate::words::told;
 
 shape!(
@@ -545,15 +548,26 @@ async fn delete_protocol(cx: Cx, req: Request<()>) -> Result<Reply> {
 
 // ---- the way in
 
-async fn enter(cx: Cx, req: Request<()>) -> Result<Reply> {
-    let (idp, protocol) = (req.param("idp_id"), req.param("protocol_id"));
-    let made = match admitted(cx.state(), idp, protocol, req.headers()).await {
+/// An unscoped token for who came from a provider, or why there is none; noted either way.
+pub(super) async fn logged_in(
+    cx: &Cx,
+    req: &Request<()>,
+    idp: &str,
+    who: Result<Entered>,
+) -> Result<(String, Arc<Validated>)> {
+    let made = match who {
         Ok(who) => unscoped(cx.state(), who).await,
         Err(error) => Err(error),
     };
     let by = Some(format!("somebody of {idp}"));
-    crate::audit::authentication(&cx, req.peer(), by, made.as_ref().map(|(_, v)| v.as_ref()));
-    let (token, valid) = made?;
+    crate::audit::authentication(cx, req.peer(), by, made.as_ref().map(|(_, v)| v.as_ref()));
+    made
+}
+
+async fn enter(cx: Cx, req: Request<()>) -> Result<Reply> {
+    let (idp, protocol) = (req.param("idp_id"), req.param("protocol_id"));
+    let who = admitted(cx.state(), idp, protocol, req.headers()).await;
+    let (token, valid) = logged_in(&cx, &req, idp, who).await?;
     Ok(Reply::bytes("application/json", valid.body(true)).header("x-subject-token", token))
 }
 
@@ -590,7 +604,7 @@ async fn create_mapping(cx: Cx, req: Request<Doc<MappingBody>>) -> Result<Reply>
         rules: checked_rules(&mut fields)?,
         schema_version: fields.text("schema_version").unwrap_or_else(|| "1.0".into()),
     };
-    MAPPING_ENTITY.create(&cx, mapping, &id).await
+    MAPPING_ENTITY.create(&cx, mapping, &id, |_| Ok(())).await
 }
 
 async fn update_mapping(cx: Cx, req: Request<Doc<MappingBody>>) -> Result<Reply> {
@@ -676,15 +690,8 @@ async fn create_sp(cx: Cx, req: Request<Doc<SpCreate>>) -> Result<Reply> {
         relay_state_prefix: cx.config.operator.saml.relay_state_prefix.clone(),
     };
     change_sp(&mut sp, &mut fields);
-    let insert = move |tx: &mut Tx<'_>| {
-        let mut sp = sp.clone();
-        told(tx.insert(&mut sp), "service_provider", || format!("Duplicate entry found with ID {id}"))?;
-        // Tokens tell of it.
-        directory::touch_all(tx)?;
-        Ok(sp)
-    };
-    let made = cx.write(insert).await?;
-    Ok(one("service_provider", sp_wire(&cx, &made)))
+    // Tokens tell of it.
+    SP_ENTITY.create(&cx, sp, &id, directory::touch_all).await
 }
 
 async fn update_sp(cx: Cx, req: Request<Doc<SpUpdate>>) -> Result<Reply> {

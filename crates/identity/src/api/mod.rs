@@ -247,12 +247,16 @@ impl<R: Resource + Clone + Send + Sync + 'static> Entity<R> {
         Ok(one(self.key, (self.wire)(cx, &found)))
     }
 
-    /// Writes it under an id that must not be taken.
-    pub(crate) async fn create(&self, cx: &Cx, made: R, id: &str) -> Result<Reply> {
+    /// Writes it, with what hangs on it, under an id that must not be taken.
+    pub(crate) async fn create<F>(&self, cx: &Cx, made: R, id: &str, also: F) -> Result<Reply>
+    where
+        F: Fn(&mut Tx<'_>) -> Result<()> + Send + Sync + 'static,
+    {
         let (id, key) = (id.to_owned(), self.key);
         let insert = move |tx: &mut Tx<'_>| {
             let mut made = made.clone();
             told(tx.insert(&mut made), key, || format!("Duplicate entry found with ID {id}"))?;
+            also(tx)?;
             Ok(made)
         };
         let made = cx.write(insert).await?;

@@ -15,8 +15,9 @@ use sha2::{Digest as _, Sha256};
 use store::Query;
 
 use super::Cx;
+use super::federation::logged_in;
 use crate::federation::model::{IdentityProvider, OidcOwnClient, Protocol};
-use crate::federation::{FRONT_END, Said, admitted_in_front, enter, issuer_of, told, unscoped, way_in};
+use crate::federation::{Entered, FRONT_END, Said, admitted_in_front, enter, issuer_of, told, way_in};
 use crate::logic::body::missing;
 use crate::oidc::grants::secret;
 use crate::oidc::page;
@@ -117,13 +118,9 @@ async fn send_on(cx: Cx, req: Request<()>) -> Result<Reply> {
     let (idp, protocol) = (req.param("idp_id").to_owned(), req.param("protocol_id").to_owned());
     if req.header(FRONT_END).is_some() {
         // A web server in front has let the user in already.
-        let made = match admitted_in_front(cx.state(), &idp, &protocol, req.headers()).await {
-            Ok(who) => unscoped(cx.state(), who).await,
-            Err(error) => Err(error),
-        };
-        let by = Some(format!("somebody of {idp}"));
-        crate::audit::authentication(&cx, req.peer(), by, made.as_ref().map(|(_, v)| v.as_ref()));
-        return Ok(page::hand_over(&origin, &made?.0));
+        let who = admitted_in_front(cx.state(), &idp, &protocol, req.headers()).await;
+        let (token, _) = logged_in(&cx, &req, &idp, who).await?;
+        return Ok(page::hand_over(&origin, &token));
     }
     let (provider, _) = way_in(cx.state(), &idp, &protocol).await?;
     let client = client(&provider)?;
@@ -180,10 +177,8 @@ async fn come_back(cx: Cx, req: Request<()>) -> Result<Reply> {
         let text = "This login was not begun in this browser, or too long ago. Begin again at the console.";
         return Ok(page::say(400, "Not logged in", text));
     };
-    let made = finish(&cx, &req, &away).await;
-    let by = Some(format!("somebody of {}", away.idp));
-    crate::audit::authentication(&cx, req.peer(), by, made.as_ref().map(|(_, v)| v.as_ref()));
-    let reply = match made {
+    let who = finish(&cx, &req, &away).await;
+    let reply = match logged_in(&cx, &req, &away.idp, who).await {
         Ok((token, _)) => page::hand_over(&away.origin, &token),
         Err(error) if error.kind() == base::Kind::Unauthenticated => page::say(
             401,
@@ -195,11 +190,7 @@ async fn come_back(cx: Cx, req: Request<()>) -> Result<Reply> {
     Ok(reply.header("set-cookie", cookie("", 0)))
 }
 
-async fn finish(
-    cx: &Cx,
-    req: &Request<()>,
-    away: &Away,
-) -> Result<(String, std::sync::Arc<crate::tokens::Validated>)> {
+async fn finish(cx: &Cx, req: &Request<()>, away: &Away) -> Result<Entered> {
     let refused = |error: Error| told(&away.idp, &away.protocol, error);
     let (provider, rules) = way_in(cx.state(), &away.idp, &away.protocol).await?;
     let code = req.query_pairs().get("code").filter(|c| !c.is_empty());
@@ -226,5 +217,5 @@ async fn finish(
         return Err(refused(Error::unauthenticated("the nonce is another")));
     }
     let said = Said::by_claims(&claims, now);
-    unscoped(cx.state(), enter(cx.state(), provider, &away.protocol, &rules, said).await?).await
+    enter(cx.state(), provider, &away.protocol, &rules, said).await
 }
