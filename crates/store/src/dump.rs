@@ -155,6 +155,7 @@ impl Store {
     pub async fn load(&self, path: &Path) -> Result<Content> {
         let path = path.to_owned();
         let (shapes, told) = self.write(move |tx| load(tx, &path)).await?;
+        self.vacuum().await;
         let found = self.read(move |tx| walk(tx, &shapes, &mut |_| Ok(()))).await?;
         if found != told {
             let differ: Vec<&str> = told

@@ -335,6 +335,16 @@ impl Store {
         matches!(self.0.engine, Engine::Postgres(_))
     }
 
+    /// After much was written at once: PostgreSQL learns how large its tables are and clears up now, rather than some time
+    /// later beside those who ask. SQLite needs neither. Where it fails, that is logged: the database would do it itself.
+    pub async fn vacuum(&self) {
+        if let Engine::Postgres(postgres) = &self.0.engine
+            && let Err(error) = postgres.alone("VACUUM (ANALYZE)").await
+        {
+            tracing::warn!(%error, "the database was not vacuumed");
+        }
+    }
+
     /// A consistent copy of a SQLite database in a new file.
     ///
     /// # Errors

@@ -172,6 +172,7 @@ pub async fn import(store: &Store, dump: &Dump, secrets: Option<&Secrets>, dry: 
     writer.put::<ServiceProvider>("service providers", more.service_providers).await?;
     if !dry {
         store.write(directory::touch_all).await?;
+        store.vacuum().await;
     }
     Ok(writer.report)
 }
