@@ -199,17 +199,20 @@ mod tests {
         }
     }
 
+    async fn slow(items: Vec<u32>) -> Vec<u32> {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        items
+    }
+
+    fn start(together: &Arc<Together<u32, u32>>, n: u32) -> tokio::task::JoinHandle<u32> {
+        let together = Arc::clone(together);
+        tokio::spawn(async move { together.call(n, slow).await })
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_a_dropped_call_took_along_is_worked_on_again() {
         let together = Arc::new(Together::<u32, u32>::new(4));
-        let slow = |items: Vec<u32>| async move {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            items
-        };
-        let start = |n: u32| {
-            let together = together.clone();
-            tokio::spawn(async move { together.call(n, slow).await })
-        };
+        let start = |n| start(&together, n);
         let first = start(1);
         tokio::task::yield_now().await;
         let (second, third) = (start(2), start(3));
@@ -224,14 +227,7 @@ mod tests {
     async fn a_turn_that_nobody_takes_goes_on() {
         // One at a time, so that each who waits is given the turn.
         let together = Arc::new(Together::<u32, u32>::new(1));
-        let slow = |items: Vec<u32>| async move {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            items
-        };
-        let start = |n: u32| {
-            let together = together.clone();
-            tokio::spawn(async move { together.call(n, slow).await })
-        };
+        let start = |n| start(&together, n);
         let ended_while_it_waited = Arc::new(Mutex::new(None::<tokio::task::AbortHandle>));
         let first = tokio::spawn({
             let (together, second) = (together.clone(), ended_while_it_waited.clone());
