@@ -45,12 +45,13 @@ sidebyside: ## a real Keystone (PyPI) and Allod on its imported database: each v
 	cargo build --release --locked -p allod
 	python3 conformance/keystone_sidebyside.py $(RELEASE)
 
+STANDARDS ?=
 certify-parity: ## allod certify and upstream's unmodified scripts against Allod and against clouds and clusters broken in one place: the same verdicts
 	scripts/setup build run test
 	cargo build --release --locked -p allod
 	cargo build --release --locked -p certify --example stubcloud --example stubcluster
 	conformance/certify.py $(RELEASE) --server $(RELEASE) --stub $(dir $(RELEASE))examples/stubcloud \
-	  --clusters $(dir $(RELEASE))examples/stubcluster --monitor --kills 20
+	  --clusters $(dir $(RELEASE))examples/stubcluster --monitor --kills 20 $(if $(STANDARDS),--standards $(STANDARDS))
 
 tools: ## the programs that judge any cloud and their agent for guests, static (musl), in target/tools
 	scripts/setup build tools
@@ -66,7 +67,7 @@ certify-guest: ## scs-0101 with a guest that boots: a cloud of its own, and upst
 registry-parity: ## the same reports to upstream's compliance monitor and to allod registry, the same answers
 	scripts/setup build run test
 	cargo build --release --locked -p allod
-	conformance/registry.py $(RELEASE)
+	conformance/registry.py $(RELEASE) $(if $(STANDARDS),--standards $(STANDARDS))
 
 KILLED ?= 8
 probe: ## allod probe against Allod: kill -9 at each step KILLED times, and a whole iteration on QEMU guests and OVN
