@@ -51,7 +51,7 @@ certify-parity: ## allod certify and upstream's unmodified scripts against Allod
 	cargo build --release --locked -p allod
 	cargo build --release --locked -p certify --example stubcloud --example stubcluster
 	conformance/certify.py $(RELEASE) --server $(RELEASE) --stub $(dir $(RELEASE))examples/stubcloud \
-	  --clusters $(dir $(RELEASE))examples/stubcluster --monitor --kills 20 $(if $(STANDARDS),--standards $(STANDARDS))
+	  --clusters $(dir $(RELEASE))examples/stubcluster --admin allod-admin --monitor --kills 20 $(if $(STANDARDS),--standards $(STANDARDS))
 
 tools: ## the programs that judge any cloud and their agent for guests, static (musl), in target/tools
 	scripts/setup build tools

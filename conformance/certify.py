@@ -8,6 +8,8 @@ ALLOD        the binary that certifies (the small one of `--features tools` will
 --stub       the example `stubcloud` of crates/certify: a cloud per broken requirement, all judged by both
 --clusters   the example `stubcluster`: the same for the scope KaaS
 --clouds     judge a cloud that runs, as --cloud NAME
+--admin      its administrator's entry there: it is judged once more when it has what the standards ask for, when some of that is
+             wrong, and as the administrator sees it (it stays as it is then)
 --standards  checkout of github.com/SovereignCloudStack/standards (default: cloned at the commit below)
 --python     interpreter with upstream's pinned requirements for clouds (default: a venv is made); --kaas-python: for clusters
 --monitor    run upstream's compliance monitor on a PostgreSQL of its own and upload a report to it
@@ -19,7 +21,7 @@ waited for. Its scripts about clusters are run as they are, with the arguments o
 and MITRE are resolved to the stub, whose certificate SSL_CERT_FILE makes known to both sides, and a program of the stub
 stands in for sonobuoy and notes how each side calls it. Exit code 0 only if every difference is one that KNOWN explains.
 """
-import argparse, glob, json, os, select, shlex, shutil, subprocess, sys, tempfile, time
+import argparse, collections, glob, json, os, select, shlex, shutil, subprocess, sys, tempfile, time
 
 from common import Failed, until
 from monitor import Monitor, interpreter as monitor_interpreter
@@ -383,9 +385,22 @@ def killed(a, python, clouds, cloud, work, kills):
     print(f'kill -9: {kills} kills, {made} things journalled, none left after cleanup')
 
 
+def compare(a, python, tests, work, table, cloud, state=''):
+    """All automatic cases but the guest's, by both, on a cloud that runs."""
+    upstream, name = Upstream(python, tests, a.clouds, False), ' '.join(filter(None, (cloud, state)))
+    report = ours(a.allod, a.clouds, cloud, work, '--no-guest')
+    begun = time.time()
+    theirs = upstream(cloud, [r['id'] for r in report['results']])
+    count = collections.Counter(r['verdict'] for r in report['results'])
+    print(f'{name}: {len(report["results"])} cases ({", ".join(f"{n} {v}" for v, n in sorted(count.items()))}), '
+          f'allod {report["seconds"]:.2f} s and {report["calls"]} calls, upstream {time.time() - begun:.1f} s')
+    table.add(name, theirs, report)
+    upstream.end()
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('allod'); p.add_argument('--server'); p.add_argument('--stub'); p.add_argument('--clusters'); p.add_argument('--clouds'); p.add_argument('--cloud', action='append', default=[])
+    p.add_argument('allod'); p.add_argument('--server'); p.add_argument('--stub'); p.add_argument('--clusters'); p.add_argument('--clouds'); p.add_argument('--cloud', action='append', default=[]); p.add_argument('--admin')
     p.add_argument('--standards'); p.add_argument('--python'); p.add_argument('--kaas-python'); p.add_argument('--monitor', action='store_true'); p.add_argument('--kills', type=int, default=0); p.add_argument('--monitor-python')
     p.add_argument('--table'); p.add_argument('--only', default='', help='only variants whose name contains this')
     p.add_argument('--part', default='1/1', help='only every Nth variant, from the Kth: K/N')
@@ -403,17 +418,16 @@ def main():
                            check=True, stdout=subprocess.DEVNULL)
             a.clouds, a.cloud = f'{server}/clouds.yaml', ['allod', *a.cloud]
         for cloud in a.cloud:
-            upstream = Upstream(python, tests, a.clouds, False)
-            report = ours(a.allod, a.clouds, cloud, work, '--no-guest')
-            begun = time.time()
-            theirs = upstream(cloud, [r['id'] for r in report['results']])
-            print(f'{cloud}: {len(report["results"])} cases, allod {report["seconds"]:.2f} s and {report["calls"]} calls, upstream {time.time() - begun:.1f} s')
-            table.add(cloud, theirs, report)
-            upstream.end()
+            compare(a, python, tests, work, table, cloud)
             out, key, _ = report_is_upstreams(a, python, tests, a.clouds, cloud, work)
             if a.monitor: to_monitor(a, tests, work, out, key); a.monitor = False
             if a.kills: killed(a, python, a.clouds, cloud, work, a.kills); a.kills = 0
             shutil.rmtree(out); os.remove(key); os.remove(f'{key}.pub')
+            if a.admin:
+                for state in ('dressed', 'broken'):
+                    subprocess.run([python, '-W', 'ignore', f'{HERE}/states.py', a.admin, state], env={**os.environ, 'OS_CLIENT_CONFIG_FILE': a.clouds}, check=True)
+                    compare(a, python, tests, work, table, cloud, state)
+                compare(a, python, tests, work, table, a.admin)
         if a.stub: ok = against_stub(a, python, tests, work, table) and ok
         if a.clusters:
             python = interpreter(a.kaas_python, tests, work, 'requirements.txt', 'kaas/requirements.txt')
