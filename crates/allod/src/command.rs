@@ -285,9 +285,16 @@ pub fn main() -> ExitCode {
         Command::Probe(args) => return crate::tools::finish(args.main()),
         command => Cli { command },
     };
-    // The supervisor and the one-shot commands need one thread; only the server has work for more.
-    let workers =
-        if matches!(cli.command, Command::Server { .. } | Command::Registry { .. }) { 2 } else { 1 };
+    let workers = match cli.command {
+        // It answers in microseconds, and passwords are hashed on threads of their own: on two processors one thread answers
+        // more than two that wake each other, at less CPU. The other half is for the hashes and the database.
+        Command::Server { services: Some(_), .. } => {
+            std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2))
+        }
+        Command::Server { .. } | Command::Registry { .. } => 2,
+        // The supervisor and the one-shot commands.
+        _ => 1,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let result = runtime.map_err(Into::into).and_then(|runtime| {
         let result = runtime.block_on(run(cli.command));
