@@ -301,7 +301,6 @@ impl Results {
             pusher.push(crate::push::otlp(iteration, nanos).to_string());
         }
         if let Some(dir) = &args.output {
-            use std::io::Write as _;
             Report::new(&self.kept, &self.told).write(dir)?;
             let path = dir.join("records.jsonl");
             let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
@@ -310,9 +309,19 @@ impl Results {
             }
         }
         if args.json {
-            print(&format!("{}\n", serde_json::to_string(&Line { iteration, told: &self.told })?));
+            // Of ten thousand calls it is megabytes: not made whole in memory.
+            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+            let _ = serde_json::to_writer(&mut out, &Line { iteration, told: &self.told });
+            let _ = out.write_all(b"\n").and_then(|()| out.flush());
         } else {
             print(&told(iteration, &self.told));
+        }
+        if args.output.is_none()
+            && let Some(iteration) = self.kept.last_mut()
+        {
+            // No report will show the others again.
+            iteration.records.retain(crate::peers::judges);
+            iteration.records.shrink_to_fit();
         }
         Ok(())
     }

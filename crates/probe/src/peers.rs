@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Class, Iteration};
+use crate::record::{Class, Iteration, Record};
 use crate::stats::{at_least, median, spread, tail};
 
 /// Chance of naming a host that is as good as the others, in one look at one kind of thing.
@@ -60,11 +60,11 @@ fn topics(iterations: &[&Iteration]) -> BTreeMap<String, Topic> {
         if record.class == Class::Skipped {
             continue;
         }
-        let mut hosts: Vec<String> = record.place.host.iter().chain(&record.place.peer).cloned().collect();
-        hosts.dedup();
-        if hosts.is_empty() {
+        if !judges(record) {
             continue;
         }
+        let mut hosts: Vec<String> = record.place.host.iter().chain(&record.place.peer).cloned().collect();
+        hosts.dedup();
         let point = |value: f64| Point { hosts: hosts.clone(), value };
         let topic = topics.entry(record.op.clone()).or_default();
         topic.fates.push((point(0.0), u64::from(record.class.failed()), 1));
@@ -90,6 +90,11 @@ fn topics(iterations: &[&Iteration]) -> BTreeMap<String, Topic> {
         }
     }
     topics
+}
+
+/// Whether a host is judged by it.
+pub fn judges(record: &Record) -> bool {
+    record.place.host.is_some() || record.place.peer.is_some()
 }
 
 /// Hosts that are worse than their peers in the last iterations, the worst first.

@@ -1,8 +1,8 @@
 //! One bad host among others is named, and no other.
 
 use base::Entropy;
-use probe::peers::{WINDOW, suspects};
-use probe::record::{Class, Iteration, Measure, Record};
+use probe::peers::{WINDOW, judges, suspects};
+use probe::record::{Class, Iteration, Measure, Place, Record};
 
 use crate::defects::{iteration, record};
 
@@ -74,6 +74,14 @@ fn one_bad_host_among_five_is_named_within_three_iterations() {
         assert!(named.is_some(), "seed {seed}");
         let told = suspects(&seen);
         assert!(told.iter().all(|s| s.host == "host-0"), "{told:?}");
+        // Without a report only what hosts are judged by stays in memory.
+        for iteration in &mut seen {
+            let elsewhere =
+                Record { place: Place::default(), us: 90_000_000, ..iteration.records[0].clone() };
+            assert!(!judges(&elsewhere) && iteration.records.iter().all(judges));
+            iteration.records.push(elsewhere);
+        }
+        assert_eq!(suspects(&seen), told);
     }
 }
 
