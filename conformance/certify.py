@@ -8,8 +8,8 @@ ALLOD        the binary that certifies (the small one of `--features tools` will
 --stub       the example `stubcloud` of crates/certify: a cloud per broken requirement, all judged by both
 --clusters   the example `stubcluster`: the same for the scope KaaS
 --clouds     judge a cloud that runs, as --cloud NAME
---admin      its administrator's entry there: it is judged once more when it has what the standards ask for, when some of that is
-             wrong, and as the administrator sees it (it stays as it is then)
+--admin      the administrator's entry of the first of them (of --server's, if given): it is judged once more when it has what the
+             standards ask for, when some of that is wrong, and as the administrator sees it (it stays as it is then)
 --standards  checkout of github.com/SovereignCloudStack/standards (default: cloned at the commit below)
 --python     interpreter with upstream's pinned requirements for clouds (default: a venv is made); --kaas-python: for clusters
 --monitor    run upstream's compliance monitor on a PostgreSQL of its own and upload a report to it
@@ -427,7 +427,7 @@ def main():
                 for state in ('dressed', 'broken'):
                     subprocess.run([python, '-W', 'ignore', f'{HERE}/states.py', a.admin, state], env={**os.environ, 'OS_CLIENT_CONFIG_FILE': a.clouds}, check=True)
                     compare(a, python, tests, work, table, cloud, state)
-                compare(a, python, tests, work, table, a.admin)
+                compare(a, python, tests, work, table, a.admin); a.admin = None
         if a.stub: ok = against_stub(a, python, tests, work, table) and ok
         if a.clusters:
             python = interpreter(a.kaas_python, tests, work, 'requirements.txt', 'kaas/requirements.txt')
