@@ -12,7 +12,7 @@ use ::api::HeaderMap;
 use base::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::federation::{FRONT_END, alone};
+use crate::federation::{FRONT_END, alone, in_front};
 use crate::password::{digest, same_digest};
 
 /// What an operator sets in `[identity.external]`.
@@ -99,10 +99,7 @@ impl FrontEnd {
         if !same_digest(&digest(given.unwrap_or_default()), &self.secret) {
             return Err(Error::unauthenticated("the front end's secret is wrong"));
         }
-        let said = |name: &str| {
-            let text = alone(headers, name)?.filter(|text| !text.is_empty());
-            Ok::<_, Error>(text.map(str::to_owned))
-        };
+        let said = |name: &str| Ok::<_, Error>(in_front(headers, name)?.map(str::to_owned));
         let user = said(&self.user)?.filter(|name| name.len() <= 255);
         let user = user.ok_or_else(|| Error::unauthenticated("the front end let nobody in"))?;
         let domain = self.domain.as_deref().map(said).transpose()?.flatten();

@@ -84,8 +84,15 @@ enum Wanted {
 /// Methods of this cloud; `lacking` and the schema know no others.
 const METHODS: [&str; 7] =
     ["password", "token", "application_credential", "totp", "oauth1", "external", "mapped"];
-/// Other names of `mapped`, by which Keystone's plugin can be configured.
-const MAPPED_TOO: [&str; 2] = ["openid", "saml2"];
+/// Other names, by which Keystone's plugins can be configured and its clients ask, and what they are here.
+const OTHER_NAMES: [(&str, &str); 4] =
+    [("kerberos", "external"), ("openid", "mapped"), ("saml2", "mapped"), ("x509", "mapped")];
+
+/// The method of a name, if there is one.
+fn method_of(name: &str) -> Option<&'static str> {
+    let other = || OTHER_NAMES.into_iter().find(|(other, _)| *other == name).map(|(_, method)| method);
+    METHODS.into_iter().find(|m| *m == name).or_else(other)
+}
 
 /// What the methods proved.
 #[derive(Debug, Clone, Default)]
@@ -276,8 +283,8 @@ fn use_up(tx: &mut Tx<'_>, id: &str) -> Result<()> {
 /// Who the body says is logging in, for the audit trail: an id, or a name with its domain. Never a secret.
 pub fn claimed(body: &Value) -> Option<String> {
     let identity = body.pointer("/auth/identity")?;
-    let mapped = ["mapped"].iter().chain(&MAPPED_TOO).find_map(|m| identity.get(m));
-    if let Some(idp) = mapped.and_then(|m| m.get("identity_provider")).and_then(Value::as_str) {
+    let mapped = identity.as_object()?.iter().find(|(name, _)| method_of(name) == Some("mapped"));
+    if let Some(idp) = mapped.and_then(|(_, m)| m.get("identity_provider")).and_then(Value::as_str) {
         return Some(format!("somebody of {}", idp.chars().take(64).collect::<String>()));
     }
     let place = ["password", "totp", "application_credential"].into_iter().find_map(|m| identity.get(m))?;
@@ -320,20 +327,20 @@ fn methods_of(auth: &Map<String, Value>) -> Result<Vec<Method>> {
     if chosen.is_empty() || chosen.len() > 8 {
         return Err(invalid("auth/identity/methods", "must name the methods to be used"));
     }
-    let known = || METHODS.into_iter().chain(MAPPED_TOO);
-    if chosen.iter().any(|name| !known().any(|k| k == *name)) {
+    if chosen.iter().any(|name| method_of(name).is_none()) {
         return Err(Error::unauthenticated("Attempted to authenticate with an unsupported method."));
     }
     // A method that is described but not chosen must be well-formed too.
-    let described = known().filter(|k| identity.contains_key(*k) && !chosen.contains(k));
+    let described = identity.keys().map(String::as_str).filter(|name| !chosen.contains(name));
     let all: Vec<(&str, bool)> =
         chosen.iter().map(|n| (*n, true)).chain(described.map(|n| (n, false))).collect();
     let mut methods = Vec::new();
     for (name, wanted) in all {
+        let Some(method) = method_of(name) else { continue };
         let path = format!("auth/identity/{name}");
         let data = identity.get(name).ok_or_else(|| expected(name, "identity"))?;
         let data = object(data, &path)?;
-        let parsed = match name {
+        let parsed = match method {
             "password" => {
                 let user = data.get("user").ok_or_else(|| missing("user"))?;
                 let path = format!("{path}/user");
@@ -360,7 +367,7 @@ fn methods_of(auth: &Map<String, Value>) -> Result<Vec<Method>> {
             // All it says is in the request's headers.
             "oauth1" => Method::OAuth1,
             "external" => Method::External,
-            "mapped" | "openid" | "saml2" => mapped_of(data, name, &path)?,
+            "mapped" => mapped_of(data, name, &path)?,
             _ => credential_of(data, &path)?,
         };
         if wanted {
@@ -549,9 +556,9 @@ pub fn lacking(tx: &mut Tx<'_>, user: &UserId, passed: &[&str]) -> Result<Option
         return Ok(None);
     }
     let rules = options.get("multi_factor_auth_rules").map_or(Ok(Vec::new()), method_rules)?;
-    let known = |m: &str| METHODS.contains(&m) || m == BY_CERTIFICATE;
+    let known = |m: &String| method_of(m).or_else(|| (m == BY_CERTIFICATE).then_some(BY_CERTIFICATE));
     let mut rules: Vec<Vec<String>> =
-        rules.into_iter().map(|rule| rule.into_iter().filter(|m| known(m)).collect()).collect();
+        rules.iter().map(|rule| rule.iter().filter_map(known).map(str::to_owned).collect()).collect();
     rules.retain(|rule| !rule.is_empty());
     let fulfilled = |rule: &Vec<String>| rule.iter().all(|m| passed.contains(&m.as_str()));
     Ok(if rules.is_empty() || rules.iter().any(fulfilled) { None } else { Some(rules) })

@@ -184,7 +184,7 @@ impl Said {
     }
 
     /// By a web server in front that has let the user in, in the headers it was told to set. Several values are divided by
-    /// `;`, as in Keystone.
+    /// `;`, as in Keystone; one that has a `;` itself comes as mod_shib writes it, with a backslash before.
     ///
     /// # Errors
     /// `Unauthenticated` with the reason for the log.
@@ -204,12 +204,13 @@ impl Said {
         let mut assertion = Assertion::default();
         let mut remote = None;
         for name in &front.attributes {
-            let Some(text) = alone(headers, name)? else { continue };
+            let Some(text) = in_front(headers, name)? else { continue };
             if protocol.remote_id_attribute.as_ref() == Some(name) {
                 remote = Some(text.to_owned());
             }
-            for value in text.split(';').filter(|v| !v.is_empty()) {
-                assertion.add(name, value);
+            // There is no NUL in a header.
+            for value in text.replace("\\;", "\0").split(';').filter(|v| !v.is_empty()) {
+                assertion.add(name, &value.replace('\0', ";"));
             }
         }
         // Which of the identity providers behind the front end let the user in.
@@ -237,6 +238,15 @@ pub fn alone<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>> 
     }
     let text = std::str::from_utf8(value.as_bytes());
     text.map(Some).map_err(|_| Error::unauthenticated(format!("{name} is no UTF-8")))
+}
+
+/// What a front end says in a header, if anything. `RequestHeader set NAME "%{VARIABLE}e"` of Apache's mod_headers writes
+/// `(null)` for a variable that is not set.
+///
+/// # Errors
+/// As [`alone`].
+pub fn in_front<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>> {
+    Ok(alone(headers, name)?.filter(|text| !text.is_empty() && *text != "(null)"))
 }
 
 /// Writes down of whom something was said.

@@ -87,6 +87,14 @@ async fn a_front_end_lets_in_who_it_names() {
     let both = json!({"methods": ["password", "external"], "password": {"user": who}, "external": {}});
     let answer = ask(&demo, both.clone(), None).await.expect(201);
     assert_eq!(answer.at("/token/methods"), json!(["external", "password"]));
+    // So do those that name the plugin as clients of Kerberos do.
+    let kerberos = json!({"methods": ["kerberos"], "kerberos": {}});
+    ask(&demo, kerberos.clone(), None).await.expect(401);
+    let rules = json!({"user": {"options": {"multi_factor_auth_rules": [["kerberos"]]}}});
+    world.admin.patch(&user, rules).await.expect(200);
+    ask(&demo, json!({"methods": ["password"], "password": {"user": who}}), None).await.expect(401);
+    let answer = ask(&demo, kerberos, None).await.expect(201);
+    assert_eq!(answer.at("/token/methods"), json!(["external"]));
     // Two who are not the same are nobody.
     let alt = saying(&world, &[("x-front-end-secret", SECRET), ("x-remote-user", "alt")]);
     ask(&alt, both, None).await.expect(401);
@@ -106,6 +114,7 @@ async fn pretenders_stay_outside() {
         ("two secrets, the right one first", vec![user, secret, ("x-front-end-secret", OTHER)]),
         ("no user", vec![secret]),
         ("an empty user", vec![secret, ("x-remote-user", "")]),
+        ("a user that Apache did not have", vec![secret, ("x-remote-user", "(null)")]),
         ("two users", vec![secret, user, ("x-remote-user", "demo")]),
         ("the same user twice", vec![secret, user, user]),
         ("two domains", vec![secret, user, ("x-remote-domain", "Default"), ("x-remote-domain", "Default")]),
@@ -190,7 +199,7 @@ async fn mapped_in_a_body_is_the_way_in_with_a_scope() {
     let mapped =
         |name: &str| json!({"methods": [name], name: {"identity_provider": "saml", "protocol": "p"}});
     let mut unscoped = String::new();
-    for name in ["mapped", "saml2", "openid"] {
+    for name in ["mapped", "saml2", "openid", "x509"] {
         let answer = ask(&inside, mapped(name), None).await.expect(201);
         assert_eq!(answer.at("/token/methods"), json!(["mapped"]));
         assert_eq!(answer.at("/token").get("project"), None);
@@ -209,6 +218,19 @@ async fn mapped_in_a_body_is_the_way_in_with_a_scope() {
     let local = world.token("demo", world.project_scope(&world.demo_project)).await;
     ask(&world.anyone, again(&local), scope()).await.expect(404);
     ask(&world.anyone, again("nonsense"), scope()).await.expect(404);
+
+    // As Apache writes: a value with a semicolon, a variable that is not set.
+    let semi = world.make_id("group", json!({"name": "staff;semi"})).await;
+    let told = |groups: &'static str| {
+        let said = [("x-front-end-secret", SECRET), ("MELLON_NAME_ID", "s-2"), ("MELLON_groups", groups)];
+        let (client, body) = (saying(&world, &said), mapped("mapped"));
+        async move { ask(&client, body, None).await.expect(201).at("/token/user/OS-FEDERATION/groups") }
+    };
+    assert_eq!(told("staff\\;semi").await, json!([{"id": semi}]));
+    assert_eq!(told("staff\\;semi;staff").await.as_array().map(Vec::len), Some(2));
+    assert_eq!(told("(null)").await, json!([]));
+    let nobody = [("x-front-end-secret", SECRET), ("MELLON_NAME_ID", "(null)")];
+    ask(&saying(&world, &nobody), mapped("mapped"), None).await.expect(401);
 
     // Pretenders, and bodies that say too little.
     for (headers, status) in [
