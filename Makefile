@@ -4,7 +4,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 STATE ?= ./allod-state
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release/allod
 
-.PHONY: up down test tools identity domain-manager federation middleware sidebyside certify-parity certify-guest registry-parity probe fleet partitions replicas bench storm bench-identity clean build docs
+.PHONY: up down test tools identity domain-manager federation frontend middleware sidebyside certify-parity certify-guest registry-parity probe fleet partitions replicas bench storm bench-identity clean build docs
 
 up: ## from an empty machine to a virtual machine that answers SSH through its floating IP
 	scripts/setup build run
@@ -34,6 +34,11 @@ federation: ## two clouds and the unmodified client: users of the first work in 
 	scripts/setup build run
 	cargo build --release --locked -p allod
 	conformance/federation.py $(RELEASE) .venv/bin
+
+frontend: ## a real Apache in front: SAML by mod_shib, Kerberos by mod_auth_gssapi, the unmodified keystoneauth, forgeries and replays
+	scripts/setup build run test
+	cargo build --release --locked -p allod
+	conformance/frontend.py $(RELEASE) .venv/bin
 
 middleware: ## the unmodified Python services glance and placement (PyPI, keystonemiddleware) against Allod's identity alone
 	scripts/setup build run

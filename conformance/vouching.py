@@ -1,13 +1,12 @@
 """What keystone_sidebyside.py asks of two clouds that vouch for their users in SAML (Keystone to Keystone).
 
 The same user's assertion of both, compared element by element but for ids, times and signatures; xmlsec1 (Debian) and pysaml2 (PyPI) verify
-Allod's; the unmodified keystoneauth takes it to a service provider. That one is a stand-in for Apache with mod_shib: it has xmlsec1 verify, and tells
-the cloud behind it what was said as a front end does.
+Allod's. What Apache with mod_shib makes of it is in frontend.py.
 """
-import http.server, json, os, re, ssl, threading, urllib.error, urllib.request
+import json, os, re, urllib.error, urllib.request
 import xml.etree.ElementTree as tree
 
-from common import Failed, open_, sh
+from common import Failed, sh
 
 ENTITY = 'https://first.test/v3/OS-FEDERATION/saml2/idp'
 SSO = 'https://first.test/v3/OS-FEDERATION/saml2/sso'
@@ -20,16 +19,6 @@ SAML, DS = '{urn:oasis:names:tc:SAML:2.0:assertion}', '{http://www.w3.org/2000/0
 VARIES = ('ID', 'IssueInstant', 'AuthnInstant', 'SessionIndex', 'NotOnOrAfter', 'SessionNotOnOrAfter')
 PATH = '/v3/auth/OS-FEDERATION/saml2'
 METADATA = '/v3/OS-FEDERATION/saml2/metadata'
-CARRY = '''
-import json, sys
-from keystoneauth1 import session
-from keystoneauth1.identity import v3
-url, ca, user, password, project, sp = sys.argv[1:7]
-own = v3.Password(auth_url=url, user_id=user, password=password, project_id=project)
-there = v3.Keystone2Keystone(own, sp)
-s = session.Session(verify=ca)
-print(json.dumps({'user': there.get_user_id(s), 'token': there.get_token(s)}))
-'''
 BELIEVE = '''
 import json, sys
 from saml2 import BINDING_HTTP_POST
@@ -136,65 +125,3 @@ def values(text):
     """The attributes of an assertion, and its issuer."""
     said = tree.fromstring(text.encode()).find(f'.//{SAML}Assertion')
     return {a.get('Name'): [v.text for v in a] for a in said.iter(f'{SAML}Attribute')}, said.findtext(f'{SAML}Issuer')
-
-
-class Provider:
-    """A service provider in front of a cloud."""
-
-    def __init__(self, cloud, crt, state, secret):
-        provider = self
-        self.seen = None
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *args): pass
-
-            def do_POST(self):
-                text = self.rfile.read(int(self.headers['content-length'])).decode()
-                good = verifies(text, crt, state) and self.headers['content-type'] == 'application/vnd.paos+xml'
-                provider.seen = values(text) if good else None
-                self.send_response(303 if good else 403)
-                self.send_header('content-length', '0')
-                self.end_headers()
-
-            def do_GET(self):
-                said, issuer = provider.seen or ({}, '')
-                headers = {'x-front-end-secret': secret, 'idp': issuer, **{k: ';'.join(v) for k, v in said.items() if k != 'openstack_groups'}}
-                request = urllib.request.Request(f'{cloud.url}/v3/OS-FEDERATION/identity_providers/first/protocols/mapped/auth', headers=headers)
-                try:
-                    with urllib.request.urlopen(request, context=cloud.context, timeout=30) as answer: status, told, body = answer.status, answer.headers, answer.read()
-                except urllib.error.HTTPError as e: status, told, body = e.code, e.headers, e.read()
-                self.send_response(status)
-                for name in ('content-type', 'x-subject-token'):
-                    if told.get(name): self.send_header(name, told[name])
-                self.send_header('content-length', str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-        self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self.url = f'http://127.0.0.1:{self.server.server_port}'
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def stop(self): self.server.shutdown()
-
-
-def carry(python, cloud, crt, state, user, password, project):
-    """The whole way by the unmodified keystoneauth: to a service provider in front of the same cloud, which takes it in as an identity provider's user."""
-    secret = os.urandom(24).hex()
-    provider = Provider(cloud, crt, state, secret)
-    try:
-        federation = '/OS-FEDERATION'
-        names = ['openstack_user', 'openstack_user_domain', 'openstack_roles', 'openstack_project', 'idp']
-        cloud.admin('PUT', f'{federation}/identity_providers/first', {'identity_provider': {
-            'enabled': True, 'remote_ids': [ENTITY], 'front_end': {'secret': secret, 'attributes': names}}})
-        rules = [{'local': [{'user': {'id': '{0}@{1}', 'name': '{0}@{1}'}, 'projects': [{'name': 'visitors', 'roles': [{'name': 'reader'}]}]}],
-                  'remote': [{'type': 'openstack_user'}, {'type': 'openstack_user_domain'}, {'type': 'openstack_roles', 'any_one_of': ['member']}]}]
-        cloud.admin('PUT', f'{federation}/mappings/first', {'mapping': {'rules': rules}})
-        cloud.admin('PUT', f'{federation}/identity_providers/first/protocols/mapped', {'protocol': {'mapping_id': 'first', 'remote_id_attribute': 'idp'}})
-        cloud.admin('PUT', f'{federation}/service_providers/loop', {'service_provider': {
-            'enabled': True, 'sp_url': provider.url + '/Shibboleth.sso/SAML2/ECP', 'auth_url': provider.url + '/v3/OS-FEDERATION/identity_providers/first/protocols/mapped/auth'}})
-        got = json.loads(sh(python, '-W', 'ignore', '-c', CARRY, cloud.url + '/v3', cloud.ca, user, password, project, 'loop', timeout=120))
-        status, _, answer = cloud.request('GET', '/v3/auth/projects', headers={'x-auth-token': got['token']})
-        names = [p['name'] for p in answer.get('projects', [])]
-        if (status, names) != (200, ['visitors']): raise Failed(f'{status} {answer}')
-        return provider.seen[0]
-    finally: provider.stop()
