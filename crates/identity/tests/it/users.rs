@@ -146,7 +146,11 @@ async fn rules_for_several_factors_are_obeyed() {
     let who = json!({"id": world.demo, "password": password_of("demo")});
     let both = json!({"methods": ["password", "token"], "password": {"user": who}, "token": {"id": token}});
     world.auth(both, None).await.expect(201);
-    world.admin.patch(&user, set(json!([["password", "token"], ["password", "fingerprint"]]))).await.expect(200);
+    world
+        .admin
+        .patch(&user, set(json!([["password", "token"], ["password", "fingerprint"]])))
+        .await
+        .expect(200);
     assert_eq!(world.login("demo", &password_of("demo"), None).await.status, 201);
     world.admin.patch(&user, set(json!([["password", "token"]]))).await.expect(200);
     let off = json!({"user": {"options": {"multi_factor_auth_enabled": false}}});
