@@ -24,7 +24,7 @@ struct Line<I, O> {
     waiting: VecDeque<(I, oneshot::Sender<Told<I, O>>)>,
     /// Somebody has the turn.
     taken: bool,
-    /// How many calls a batch had.
+    /// How many calls there were at once.
     lately: usize,
     /// Who has the turn is told when so many wait.
     enough: Option<(usize, oneshot::Sender<()>)>,
@@ -85,6 +85,7 @@ impl<I: Clone, O> Together<I, O> {
             let (others, answers) = self.gather().await;
             let items = std::iter::once(item.clone()).chain(others).collect();
             let mut results = work(items).await.into_iter();
+            self.count(results.len());
             let own = results.next();
             for (result, to) in results.zip(answers) {
                 let _ = to.send(Told::Answer(result));
@@ -93,6 +94,12 @@ impl<I: Clone, O> Together<I, O> {
                 return own;
             }
         }
+    }
+
+    /// Those who are answered now may come back while those who wait are worked for: all of them together are one batch.
+    fn count(&self, answered: usize) {
+        let mut line = self.line.lock();
+        line.lately = line.lately.max((answered + line.waiting.len()).min(self.most));
     }
 
     fn turn_or_wait(&self, item: &I) -> Result<Turn<I, O>, oneshot::Receiver<Told<I, O>>> {
@@ -196,6 +203,31 @@ mod tests {
         assert_eq!(early.await.unwrap(), 4);
         for call in late {
             assert_eq!(call.await.unwrap(), 4);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn groups_that_take_turns_become_one() {
+        let together = Arc::new(Together::<u32, usize>::new(16));
+        let work = |items: Vec<u32>| async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            vec![items.len(); items.len()]
+        };
+        let caller = |n: u32| {
+            let together = together.clone();
+            tokio::spawn(async move {
+                let mut sizes = Vec::new();
+                for _ in 0..8 {
+                    sizes.push(together.call(n, work).await);
+                }
+                sizes
+            })
+        };
+        let mut callers: Vec<_> = (0..3).map(caller).collect();
+        tokio::time::sleep(Duration::from_millis(15)).await;
+        callers.extend((3..8).map(caller));
+        for caller in callers {
+            assert_eq!(caller.await.unwrap()[5], 8);
         }
     }
 
