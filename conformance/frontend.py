@@ -285,13 +285,13 @@ def by_saml(first, second, port, bundle, made):
         text = new()  # mod_shib remembers what it refused
         if change[0] not in text: raise Failed(f'{change[0]} is not in the assertion')
         browser = Browser(port, bundle)
-        status, headers, _ = browser.ask('POST', ecp, text.replace(*change).encode(), Content__Type=paos)
+        status, _, _ = browser.ask('POST', ecp, text.replace(*change).encode(), Content__Type=paos)
         if status in (302, 303) or '_shibsession' in str(browser.cookies): raise Failed(f'a forgery is believed: {change}: {status}')
     ada, text = Browser(port, bundle), new()
-    status, headers, answer = ada.ask('POST', ecp, text.encode(), Content__Type=paos)
+    status, _, answer = ada.ask('POST', ecp, text.encode(), Content__Type=paos)
     if status not in (302, 303) or '_shibsession' not in str(ada.cookies): raise Failed(f'not believed: {status} {answer[:500]}')
     again = Browser(port, bundle)
-    status, headers, _ = again.ask('POST', ecp, text.encode(), Content__Type=paos)
+    status, _, _ = again.ask('POST', ecp, text.encode(), Content__Type=paos)
     if status in (302, 303) or '_shibsession' in str(again.cookies): raise Failed(f'believed twice: {status}')
     passed()
 
